@@ -1,6 +1,6 @@
 """A tiny random Llama in a Hugging Face directory, for tests that need a real model and no skill.
 
-The scales are chosen so that greedy decoding has clear winners (logits of standard deviation about 3, so that the gap between
+The scales are chosen so that greedy decoding has clear winners (logits of standard deviation about 3: the gap between
 the first two is below 0.01 at about one position in a hundred) and a temperature of 1 still gives varied text.
 """
 
@@ -36,7 +36,7 @@ def write_random_model(
     """Write config.json, model.safetensors (float32) and the tokenizer's files into `out`, and return `out`.
 
     `vocab` is at least 259 (specials and bytes); ids past what the little training text yields decode to nothing.
-    Two models with equal `vocab` share a tokenizer, whatever their seeds. Raises ValueError on shapes that don't divide.
+    Two models with equal `vocab` share a tokenizer, whatever their seeds. Raises ValueError when shapes don't divide.
     """
     if hidden % heads or heads % kv_heads or (hidden // heads) % 2:
         raise ValueError(f"hidden {hidden}, heads {heads}, kv_heads {kv_heads} don't divide into even heads")

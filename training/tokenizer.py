@@ -1,7 +1,7 @@
 """Byte-level BPE with single digits and lone newlines, in Hugging Face's file layout.
 
-A newline is always a token of its own, so a prompt that ends with a line break is a prefix, token by token, of every text
-that goes on after it; single digits keep numbers copyable by small models.
+A newline is always a token of its own, so a prompt that ends with a line break is, token by token, a prefix of every
+text that goes on after it; single digits keep numbers copyable by small models.
 """
 
 import json
