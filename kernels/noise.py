@@ -1,0 +1,51 @@
+"""The shared noise in torch, for a whole batch over a whole vocabulary; see `tiermesh.common.noise` for what it is.
+
+torch has no unsigned 32-bit arithmetic, so words are int64 below 2³². The product of two of them reaches 2⁶⁴ and
+would overflow, so one factor is split into 16-bit halves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..common.noise import KEY_STEPS, MULTIPLIERS, ROUNDS, SAMPLING_STREAM
+
+_MASK = 0xFFFFFFFF
+
+
+def _multiply(words: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of `words` (int64 below 2³²) times a 32-bit constant."""
+    low = (multiplier & 0xFFFF) * words
+    high = (multiplier >> 16) * words + (low >> 16)
+    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10; all words are int64 tensors below 2³² that broadcast. Returns the four words of the output."""
+    a, b, c, d = counter
+    low, high = key
+    for _ in range(ROUNDS):
+        left_high, left_low = _multiply(a, MULTIPLIERS[0])
+        right_high, right_low = _multiply(c, MULTIPLIERS[1])
+        a, b, c, d = right_high ^ b ^ low, right_low, left_high ^ d ^ high, left_low
+        low, high = (low + KEY_STEPS[0]) & _MASK, (high + KEY_STEPS[1]) & _MASK
+    return a, b, c, d
+
+
+def random_words(seeds: Tensor, indices: Tensor, vocab_size: int, stream: int = SAMPLING_STREAM) -> Tensor:
+    """The integers behind the noise: int64 [B, V] below 2³², for int64 `seeds` (bit patterns) [B] and `indices` [B]."""
+    blocks = torch.arange((vocab_size + 3) // 4, device=seeds.device)[None]
+    index = indices[:, None]
+    key = (seeds & _MASK)[:, None], (seeds >> 32 & _MASK)[:, None]
+    words = philox((index, blocks, torch.full_like(index, stream), torch.zeros_like(index)), key)
+    return torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
+
+
+def gumbel(seeds: Tensor, indices: Tensor, vocab_size: int) -> Tensor:
+    """Standard Gumbel noise, float32 [B, V]: row b is that of seed `seeds[b]` at answer index `indices[b]`.
+
+    Seeds are int64 holding the 64 bits of the unsigned seed.
+    """
+    uniform = (random_words(seeds, indices, vocab_size).to(torch.float64) + 0.5) * 2.0**-32
+    return torch.log1p(uniform.neg_()).neg_().log_().neg_().to(torch.float32)
