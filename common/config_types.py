@@ -1,0 +1,149 @@
+"""The configuration as the services see it: frozen, times in seconds, paths resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .config_schema import is_loopback
+from .types import Quality
+
+
+@dataclass(frozen=True, slots=True)
+class TierConfig:
+    """A latency class; the order in the file is the order of priority."""
+
+    name: str
+    ttft_s: float
+    """Time to first token that the tier aims at."""
+    deadline_s: float
+    """Time to the last token at most."""
+    min_share: float
+    """Share of the mesh's tokens that the tier gets even when higher tiers want everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """What a tenant may use at most."""
+
+    requests_per_minute: int
+    tokens_per_minute: int
+    concurrent: int
+    """Requests that run at once."""
+    queued: int
+    """Requests that wait at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantConfig:
+    """Who pays: the unit of isolation, fairness and limits."""
+
+    name: str
+    key_hashes: tuple[str, ...]
+    weight: float
+    """Share of service against other tenants of the same tier."""
+    tiers: tuple[str, ...]
+    """The first is the default."""
+    limits: TenantLimits
+    quality: Quality
+    delta: float
+    """Share of units shown alone that may differ from the cloud's."""
+    cache_exact: bool
+    cache_ttl_s: float
+    degraded_allowed: bool
+    """Whether an edge that lost the router may answer, marked, what it would have asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Where answers are kept."""
+
+    url: str
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """An edge node that the router knows."""
+
+    name: str
+    key_hash: str
+    tenants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """The front door."""
+
+    listen: str
+    advertise: str
+    """The address under which others reach it."""
+    metrics: str | None
+    """None serves no metrics."""
+    workers: tuple[str, ...]
+    worker_token: str | None
+    nodes: tuple[NodeConfig, ...]
+    """Empty on loopback: any node may serve any tenant. Empty elsewhere: no node may connect."""
+    max_tokens: int
+    message_bytes: int
+
+    @property
+    def nodes_open(self) -> bool:
+        """Whether edge nodes need no credential."""
+        return not self.nodes and is_loopback(self.listen)
+
+
+@dataclass(frozen=True, slots=True)
+class CloudConfig:
+    """A worker."""
+
+    listen: str
+    advertise: str
+    metrics: str | None
+    model: Path
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    threads: int
+    """0 leaves one core to the rest."""
+    slots: int
+    """Sequences that run at once."""
+    token: str | None
+    """What routers must show; the file's `router.worker_token`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeConfig:
+    """An edge node."""
+
+    listen: str
+    advertise: str
+    metrics: str | None
+    model: Path
+    upstream: str
+    threads: int
+    name: str
+    """As the router knows it in `router.nodes`."""
+    node_key: str | None
+    """Its credential at the router."""
+    state_dir: Path | None
+    """Where the router's policy is kept for a start without the router; None keeps nothing."""
+    sessions: int
+    """Generations that run at once."""
+    degraded_allowed: bool
+    """The operator's veto: False refuses what the edge would have to answer unasked, whatever the tenant allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshConfig:
+    """The whole file."""
+
+    name: str
+    insecure: bool
+    """Allows plain connections from beyond this machine."""
+    tiers: tuple[TierConfig, ...]
+    tenants: tuple[TenantConfig, ...]
+    cache: CacheConfig
+    router: RouterConfig
+    cloud: CloudConfig
+    edge: EdgeConfig
