@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .errors import TiermeshError
@@ -33,7 +33,7 @@ class Hello:
     """The first frame of a stream."""
 
     name: str
-    digests: Digests = Digests()
+    digests: Digests = field(default_factory=Digests)
     protocol_version: int = PROTOCOL_VERSION
 
 

@@ -67,8 +67,50 @@ Global___CloseReason: _TypeAlias = CloseReason  # noqa: Y015
 
 @_typing.final
 class RelayRequest(_message.Message):
-    """Upward frames."""
+    """Frames upward. All that waits when the writer is free goes out as one message: a stream costs per message, not per frame."""
 
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpFrame]: ...
+    def __init__(
+        self,
+        *,
+        frames: _abc.Iterable[Global___UpFrame] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayRequest: _TypeAlias = RelayRequest  # noqa: Y015
+
+@_typing.final
+class RelayResponse(_message.Message):
+    """Frames downward, likewise: one message per engine step for all sessions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FRAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def frames(self) -> _containers.RepeatedCompositeFieldContainer[Global___DownFrame]: ...
+    def __init__(
+        self,
+        *,
+        frames: _abc.Iterable[Global___DownFrame] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frames", b"frames"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelayResponse: _TypeAlias = RelayResponse  # noqa: Y015
+
+@_typing.final
+class UpFrame(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: _builtins.int
@@ -103,12 +145,10 @@ class RelayRequest(_message.Message):
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
-Global___RelayRequest: _TypeAlias = RelayRequest  # noqa: Y015
+Global___UpFrame: _TypeAlias = UpFrame  # noqa: Y015
 
 @_typing.final
-class RelayResponse(_message.Message):
-    """Downward frames."""
-
+class DownFrame(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WELCOME_FIELD_NUMBER: _builtins.int
@@ -155,7 +195,7 @@ class RelayResponse(_message.Message):
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
-Global___RelayResponse: _TypeAlias = RelayResponse  # noqa: Y015
+Global___DownFrame: _TypeAlias = DownFrame  # noqa: Y015
 
 @_typing.final
 class Hello(_message.Message):

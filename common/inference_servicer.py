@@ -1,0 +1,170 @@
+"""The public API over a port that edge node, router and worker each implement."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import grpc
+
+from tiermesh.v1 import inference_pb2 as pb
+from tiermesh.v1 import inference_pb2_grpc
+
+from . import wire
+from .errors import InternalError, TiermeshError
+from .rpc_errors import abort
+from .telemetry import get_logger
+from .types import Event, ModelInfo, Prompt, Request, ScoreRequest, Scores
+
+_log = get_logger()
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as verified."""
+
+    tenant: str
+    """Empty where tenants play no part."""
+    credential: str = ""
+    """What the caller showed, for hops that pass it on; never logged."""
+
+
+class Answerer(Protocol):
+    """What a server does with a request. Every method raises TiermeshError for what it refuses."""
+
+    def authenticate(self, metadata: Mapping[str, str]) -> Caller:
+        """The verified caller; raises Unauthenticated or Forbidden."""
+        ...
+
+    def generate(self, request: Request, caller: Caller) -> AsyncGenerator[Event, None]:
+        """Started, Tokens…, Finished. Closing the generator cancels all work for it, here and above."""
+        ...
+
+    async def score(self, request: ScoreRequest, caller: Caller) -> Scores:
+        """Log-probabilities and own choices."""
+        ...
+
+    async def count_tokens(self, prompt: Prompt, model: str, caller: Caller) -> int:
+        """Tokens of the prompt."""
+        ...
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """What is served."""
+        ...
+
+    async def cancel(self, request_id: str, caller: Caller) -> bool:
+        """Whether a running request of this tenant was ended."""
+        ...
+
+
+def metadata_of(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
+    """Textual metadata of a call, keys in lower case."""
+    return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+
+
+def bearer(metadata: Mapping[str, str]) -> str:
+    """The credential of "authorization: Bearer …", or an empty string."""
+    scheme, _, credential = metadata.get("authorization", "").partition(" ")
+    return credential.strip() if scheme.lower() == "bearer" else ""
+
+
+def _time_left(context: grpc.aio.ServicerContext[Any, Any], asked_s: float | None) -> float | None:
+    """The smaller of gRPC's deadline and the request's, in seconds."""
+    times = [s for s in (context.time_remaining(), asked_s) if s is not None]
+    return min(times, default=None)
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Converts, and turns errors into statuses; nothing else."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+
+    async def Generate(  # type: ignore[override]
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Streams events until the answer ends; the client going away closes the answerer's generator."""
+        try:
+            caller = self._answerer.authenticate(metadata_of(context))
+            ours = wire.request_from(request)
+            ours = replace(ours, deadline_s=_time_left(context, ours.deadline_s))
+            async with aclosing(self._answerer.generate(ours, caller)) as events:
+                async for event in events:
+                    yield wire.event_to(event)
+        except TiermeshError as error:
+            await abort(context, error)
+        except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+            raise
+        except Exception:  # noqa: BLE001 - the top of a task; logged
+            await _defect(context, "Generate")
+
+    async def Score(  # type: ignore[override]
+        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ScoreResponse:
+        """One pass over given tokens."""
+
+        async def answer() -> pb.ScoreResponse:
+            caller = self._answerer.authenticate(metadata_of(context))
+            ours = wire.score_request_from(request)
+            ours = replace(ours, deadline_s=_time_left(context, ours.deadline_s))
+            return wire.scores_to(await self._answerer.score(ours, caller))
+
+        return await _guarded(context, "Score", answer())
+
+    async def CountTokens(  # type: ignore[override]
+        self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.CountTokensResponse:
+        """Tokens of a prompt."""
+
+        async def answer() -> pb.CountTokensResponse:
+            caller = self._answerer.authenticate(metadata_of(context))
+            prompt = wire.prompt_from(request.prompt)
+            return pb.CountTokensResponse(tokens=await self._answerer.count_tokens(prompt, request.model, caller))
+
+        return await _guarded(context, "CountTokens", answer())
+
+    async def ListModels(  # type: ignore[override]
+        self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.ListModelsResponse:
+        """What is served here."""
+
+        async def answer() -> pb.ListModelsResponse:
+            self._answerer.authenticate(metadata_of(context))
+            return pb.ListModelsResponse(models=[wire.model_to(m) for m in self._answerer.models()])
+
+        return await _guarded(context, "ListModels", answer())
+
+    async def Cancel(  # type: ignore[override]
+        self, request: pb.CancelRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.CancelResponse:
+        """Ends a running request of the same tenant."""
+
+        async def answer() -> pb.CancelResponse:
+            caller = self._answerer.authenticate(metadata_of(context))
+            return pb.CancelResponse(cancelled=await self._answerer.cancel(request.request_id, caller))
+
+        return await _guarded(context, "Cancel", answer())
+
+
+async def _guarded(context: grpc.aio.ServicerContext[Any, Any], method: str, answer: Awaitable[T]) -> T:
+    """The answer of a unary call, or its error as a status."""
+    try:
+        return await answer
+    except TiermeshError as error:
+        await abort(context, error)
+    except (asyncio.CancelledError, grpc.aio.AbortError):
+        raise
+    except Exception:  # noqa: BLE001 - the top of a task; logged
+        await _defect(context, method)
+    raise AssertionError("abort raises")
+
+
+async def _defect(context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
+    """Called in an except block: the log gets the details, the client a word."""
+    _log.exception("defect", method=method)
+    await abort(context, InternalError("an internal error ended this request; the server's log has the details"))
