@@ -34,7 +34,7 @@ class Detokenizer:
         delivered_ids: Sequence[int] = (),
         delivered_bytes: int | None = None,
     ) -> None:
-        """Begin after `delivered_ids`; `delivered_bytes` UTF-8 bytes of their text were shown (None: all that may be)."""
+        """Begin after `delivered_ids`, of which `delivered_bytes` UTF-8 bytes were shown (None: all that may be)."""
         self._bytes = token_bytes
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
