@@ -1,0 +1,177 @@
+"""The tensors of one step, and how rows become rectangles for attention.
+
+Sequences are grouped by query length, rounded up to a power of two, and padded to the longest of their group: decoding
+sequences (one row each) never pay for a prompt in the same step, and a step has a handful of groups however many
+sequences it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NULL_BLOCK = 0
+"""Pads block tables; nothing is ever written to it, so what masked positions read is always zero."""
+
+TRASH_BLOCK = 1
+"""Where padding rows write; no table holds it. Were it the null block, one sequence's NaN would reach all others."""
+
+RESERVED_BLOCKS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What one sequence runs in a step."""
+
+    tokens: Sequence[int]
+    """At least one."""
+    start: int
+    """Position of the first of them."""
+    blocks: Sequence[int]
+    """KV blocks of the sequence, enough for all positions up to the last of `tokens`."""
+    wanted: int
+    """Logits are wanted of this many of the last rows."""
+
+
+@dataclass(slots=True)
+class Group:
+    """A rectangle of rows: `sequences` × `query_length`, flat rows `start` to `stop`."""
+
+    start: int
+    stop: int
+    sequences: int
+    query_length: int
+    positions: Tensor
+    """int64 [sequences, query_length]."""
+    tables: Tensor
+    """Blocks of each sequence, padded with NULL_BLOCK; int64, flat: sequences × blocks."""
+    run: slice | None
+    """The blocks as one slice, where a sequence is alone in its group and its blocks are neighbours: no copy then."""
+    context: int
+    """Positions that attention looks at."""
+    dtype: torch.dtype
+    _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
+
+    def gather(self, kv: Tensor) -> Tensor:
+        """Keys and values of the group, [sequences, context, 2, KV heads, head size], out of one layer's pool."""
+        found = kv[self.run] if self.run is not None else kv.index_select(0, self.tables)
+        return found.view(self.sequences, -1, *kv.shape[2:])[:, : self.context]
+
+    def mask(self, window: int | None, share: int) -> Tensor:
+        """Additive mask [sequences, 1, query_length × share, context]: −inf on later positions and before a window."""
+        key = (window, share)
+        if key not in self._masks:
+            keys = torch.arange(self.context, device=self.positions.device)
+            hidden = keys > self.positions[..., None]
+            if window is not None:
+                hidden |= keys <= self.positions[..., None] - window
+            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+            self._masks[key] = mask[:, None].repeat_interleave(share, dim=2)
+        return self._masks[key]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's tensors; N rows, padding included."""
+
+    tokens: Tensor
+    """int64 [N]; 0 where a row is padding."""
+    positions: Tensor
+    """int64 [N]."""
+    slots: Tensor
+    """Where each row's key and value go: block × block size + offset; int64 [N]; in TRASH_BLOCK for padding."""
+    groups: tuple[Group, ...]
+    wanted: Tensor | None
+    """Rows whose logits are wanted, in the order of the sequences given; None when these are all rows in order."""
+
+
+def build_batch(rows: Sequence[Rows], block_size: int, device: torch.device, dtype: torch.dtype) -> Batch:
+    """The batch of `rows`; `dtype` is that of the attention masks."""
+    order = sorted(range(len(rows)), key=lambda i: _bucket(len(rows[i].tokens)))
+    tokens, positions, slots, groups = [], [], [], []
+    first_row = [0] * len(rows)
+    at = 0
+    for members in _grouped(order, rows):
+        rectangle = _Rectangle([rows[i] for i in members], block_size)
+        for place, i in enumerate(members):
+            first_row[i] = at + place * rectangle.length
+        tokens.append(rectangle.tokens)
+        positions.append(rectangle.positions)
+        slots.append(rectangle.slots)
+        groups.append(rectangle.group(at, device, dtype))
+        at += rectangle.tokens.size
+    wanted = [
+        first_row[i] + len(rows[i].tokens) - row.wanted + j for i, row in enumerate(rows) for j in range(row.wanted)
+    ]
+    return Batch(
+        _tensor(np.concatenate([t.ravel() for t in tokens]), device),
+        _tensor(np.concatenate([p.ravel() for p in positions]), device),
+        _tensor(np.concatenate([s.ravel() for s in slots]), device),
+        tuple(groups),
+        None if wanted == list(range(at)) else _tensor(np.array(wanted, dtype=np.int64), device),
+    )
+
+
+def _bucket(length: int) -> int:
+    """0 for one row, 1 for two, 2 for up to four, 3 for up to eight, and so on."""
+    return (length - 1).bit_length()
+
+
+def _grouped(order: list[int], rows: Sequence[Rows]) -> list[list[int]]:
+    groups: dict[int, list[int]] = {}
+    for i in order:
+        groups.setdefault(_bucket(len(rows[i].tokens)), []).append(i)
+    return list(groups.values())
+
+
+def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+class _Rectangle:
+    """Rows of one group in numpy, padded."""
+
+    def __init__(self, members: list[Rows], block_size: int) -> None:
+        self._members = members
+        self.length = max(len(m.tokens) for m in members)
+        shape = (len(members), self.length)
+        self.tokens = np.zeros(shape, np.int64)
+        self.positions = np.zeros(shape, np.int64)
+        self.context = max(m.start + len(m.tokens) for m in members)
+        self.tables = np.zeros((len(members), -(-self.context // block_size)), np.int64)
+        counts = np.empty(len(members), np.int64)
+        for i, m in enumerate(members):
+            counts[i] = len(m.tokens)
+            self.tokens[i, : counts[i]] = m.tokens
+            self.positions[i] = m.start
+            known = min(len(m.blocks), self.tables.shape[1])
+            self.tables[i, :known] = m.blocks[:known]
+        offsets = np.arange(self.length)
+        real = offsets < counts[:, None]
+        self.positions += np.minimum(offsets, counts[:, None] - 1)
+        blocks = np.take_along_axis(self.tables, self.positions // block_size, axis=1)
+        self.slots = np.where(real, blocks * block_size + self.positions % block_size, TRASH_BLOCK * block_size)
+
+    def group(self, at: int, device: torch.device, dtype: torch.dtype) -> Group:
+        return Group(
+            start=at,
+            stop=at + self.tokens.size,
+            sequences=len(self._members),
+            query_length=self.length,
+            positions=_tensor(self.positions, device),
+            tables=_tensor(self.tables.ravel(), device),
+            run=_run(self.tables),
+            context=self.context,
+            dtype=dtype,
+        )
+
+
+def _run(tables: np.ndarray) -> slice | None:
+    """The slice that a single sequence's blocks form, if they do."""
+    if len(tables) == 1 and (np.diff(tables[0]) == 1).all():
+        return slice(int(tables[0, 0]), int(tables[0, -1]) + 1)
+    return None
