@@ -178,7 +178,7 @@ def _router(section: RouterSection) -> RouterConfig:
         worker_token=section.worker_token,
         nodes=tuple(NodeConfig(name, node.key, tuple(node.tenants)) for name, node in section.nodes.items()),
         max_tokens=section.limits.max_tokens,
-        message_bytes=section.limits.message_bytes,
+        queued=section.limits.queued,
     )
 
 

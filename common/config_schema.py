@@ -128,7 +128,7 @@ class RouterLimitsSection(_Section):
     """What the router takes at most."""
 
     max_tokens: Positive = 4096
-    message_bytes: Positive = 16 * 2**20
+    queued: Positive = 1024
 
 
 class RouterSection(_Section):

@@ -86,7 +86,9 @@ class RouterConfig:
     nodes: tuple[NodeConfig, ...]
     """Empty on loopback: any node may serve any tenant. Empty elsewhere: no node may connect."""
     max_tokens: int
-    message_bytes: int
+    """The longest answer that anyone may ask for."""
+    queued: int
+    """Requests of all tenants that wait at once."""
 
     @property
     def nodes_open(self) -> bool:

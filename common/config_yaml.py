@@ -65,7 +65,7 @@ def _value(document: Document, node: yaml.Node, path: Path) -> object:
     except (yaml.YAMLError, ValueError) as exc:
         raise ConfigError(f"{document.place(path)}: {dotted(path)}: no plain value") from exc
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _mapping(document: Document, node: yaml.MappingNode, path: Path) -> dict[str, object]:

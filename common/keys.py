@@ -19,8 +19,3 @@ def key_hash(key: str) -> str:
     """The stored form of a key: `sha256:` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
-
-def bearer(metadata_value: str) -> str:
-    """The key in an `authorization: Bearer <key>` value; empty when it has another form."""
-    scheme, _, key = metadata_value.strip().partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else ""

@@ -8,7 +8,7 @@ import pytest
 
 from tiermesh.common.config import DEMO_KEY, default_mesh, load_config, model_path, require_safe_listen
 from tiermesh.common.errors import ConfigError
-from tiermesh.common.keys import bearer, key_hash, new_key
+from tiermesh.common.keys import key_hash, new_key
 from tiermesh.common.types import Quality
 
 HASH = key_hash("some-key")
@@ -167,5 +167,3 @@ def test_keys_are_long_and_their_hash_is_stable() -> None:
     assert new_key() != new_key()
     assert len(new_key()) > 40
     assert key_hash("abc") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert bearer("Bearer k1") == bearer("bearer  k1 ") == "k1"
-    assert bearer("Basic k1") == bearer("k1") == ""

@@ -1,0 +1,166 @@
+"""One computation per key: identical requests in flight read the same stream as it grows.
+
+A flight runs in a task of its own and belongs to nobody. Readers come and go; the last one to leave ends it. So a
+cancelled follower never cancels the others, and neither does the one who happened to come first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Hashable
+from contextlib import aclosing
+from dataclasses import replace
+
+from ..common.errors import InternalError, TiermeshError
+from ..common.telemetry import get_logger
+from ..common.types import Event, Tokens
+
+_log = get_logger()
+
+Source = Callable[["Flight"], AsyncGenerator[Event, None]]
+"""Makes the stream of a flight; it may ask the flight for its deadline as it goes."""
+
+
+class Reader:
+    """One listener of a flight; reads all of it from the start, at its own pace."""
+
+    def __init__(self, flight: Flight, deadline: float, leads: bool) -> None:
+        self.leads = leads
+        """Whether this reader's coming began the flight."""
+        self.deadline = deadline
+        """Monotonic time at which this reader gives up."""
+        self._flight = flight
+        self._at = 0
+        self._stop: TiermeshError | None = None
+        self._wake = asyncio.Event()
+
+    async def next(self) -> Event | None:
+        """What came since the last call, tokens merged; None after the end. Raises the flight's error or `stop`'s."""
+        items = self._flight.items
+        while self._at == len(items):
+            if self._stop is not None:
+                raise self._stop
+            if self._flight.error is not None:
+                raise self._flight.error
+            if self._flight.done:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        if self._stop is not None:
+            raise self._stop
+        first = self._at
+        self._at += 1
+        while self._at < len(items) and _mergeable(items[first], items[self._at]):
+            self._at += 1
+        return items[first] if self._at == first + 1 else _merged(items[first : self._at])
+
+    def stop(self, error: TiermeshError) -> None:
+        """Makes `next` raise, now or when it is called."""
+        self._stop = error
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Something came."""
+        self._wake.set()
+
+    async def leave(self) -> None:
+        """Stops listening; the last reader to leave ends the computation and waits until it has let go."""
+        await self._flight.leave(self)
+
+
+class Flight:
+    """A stream that runs once and is kept while anybody reads it."""
+
+    def __init__(self, forget: Callable[[], None]) -> None:
+        self.items: list[Event] = []
+        self.error: TiermeshError | None = None
+        self.done = False
+        self._forget = forget
+        self._readers: set[Reader] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def deadline(self) -> float:
+        """The latest deadline of those who still listen; a moment long past when nobody does."""
+        return max((reader.deadline for reader in self._readers), default=float("-inf"))
+
+    def start(self, stream: AsyncGenerator[Event, None]) -> None:
+        """Begins to read the stream in a task of its own."""
+        self._task = asyncio.create_task(self._run(stream))
+
+    def reader(self, deadline: float) -> Reader:
+        """A new listener."""
+        reader = Reader(self, deadline, leads=not self._readers)
+        self._readers.add(reader)
+        return reader
+
+    async def leave(self, reader: Reader) -> None:
+        """Drops a listener; see `Reader.leave`."""
+        self._readers.discard(reader)
+        if self._readers or self._task is None:
+            return
+        self._forget()
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.shield(asyncio.gather(self._task, return_exceptions=True))
+
+    async def _run(self, stream: AsyncGenerator[Event, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for item in stream:
+                    self.items.append(item)
+                    for reader in self._readers:
+                        reader.wake()
+        except TiermeshError as error:
+            self.error = error
+        except Exception:  # noqa: BLE001 - the top of a task; logged
+            _log.exception("defect", task="flight")
+            self.error = InternalError("an internal error ended this request; the server's log has the details")
+        finally:
+            self.done = True
+            self._forget()
+            for reader in self._readers:
+                reader.wake()
+
+
+class Flights:
+    """All streams in flight, by key."""
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, Flight] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def join(self, key: Hashable, deadline: float, source: Source) -> Reader:
+        """Listens to the flight of a key, which begins now if there is none. `source` may refuse by raising."""
+        flight = self._flights.get(key)
+        if flight is not None:
+            return flight.reader(deadline)
+        flight = Flight(lambda: self._drop(key, flight))
+        reader = flight.reader(deadline)
+        flight.start(source(flight))
+        self._flights[key] = flight
+        return reader
+
+    def _drop(self, key: Hashable, flight: Flight | None) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+
+def _mergeable(first: Event, second: Event) -> bool:
+    return (
+        isinstance(first, Tokens)
+        and isinstance(second, Tokens)
+        and (first.origin, first.degraded) == (second.origin, second.degraded)
+    )
+
+
+def _merged(items: list[Event]) -> Tokens:
+    parts = [item for item in items if isinstance(item, Tokens)]
+    return replace(
+        parts[0],
+        ids=tuple(i for part in parts for i in part.ids),
+        text="".join(part.text for part in parts),
+        logprobs=tuple(x for part in parts for x in part.logprobs),
+    )

@@ -1,0 +1,70 @@
+"""The exact key of a request. Leaving anything out that can change the answer would be a wrong answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from ..common.types import ChatMessage, Digests, Prompt, Request, Sampling
+
+SCHEMA = 1
+"""Raised whenever the canonical form or the entry changes, so that old entries are never read as new ones."""
+
+CLOUD_QUALITY = "cloud"
+"""Quality class of answers that the cloud chose whole; they serve any quality."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """Tenants never share: the tenant stands beside the digest, and in it."""
+
+    tenant: str
+    digest: str
+    """SHA-256 of the canonical request, hex."""
+
+
+def cacheable(request: Request, seed_given: bool) -> bool:
+    """Whether the answer is a function of the request: greedy, or sampled with the client's own seed."""
+    return request.sampling.greedy or (seed_given and request.sampling.seed is not None)
+
+
+def exact_key(request: Request, tenant: str, digests: Digests, quality: str = CLOUD_QUALITY) -> CacheKey:
+    """The key of a request whose model has these digests.
+
+    `quality` is the class of answers that share an entry: `CLOUD_QUALITY`, or whatever else decides what an edge
+    shows (quality, δ, digests of the edge model and its calibration).
+    """
+    canonical = [
+        SCHEMA,
+        tenant,
+        [digests.model, digests.tokenizer, digests.template],
+        _prompt(request.prompt),
+        _sampling(request.sampling),
+        request.max_tokens,
+        sorted(set(request.stop)),
+        sorted(set(request.stop_ids)),
+        request.logprobs,
+        quality,
+    ]
+    text = json.dumps(canonical, ensure_ascii=True, separators=(",", ":"))
+    return CacheKey(tenant, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _prompt(prompt: Prompt) -> list[object]:
+    """The kind is part of the form: the text "1" is not the id 1."""
+    if isinstance(prompt, str):
+        return ["text", prompt]
+    if prompt and isinstance(prompt[0], ChatMessage):
+        return ["messages", [[m.role, m.content] for m in prompt if isinstance(m, ChatMessage)]]
+    return ["ids", list(prompt)]
+
+
+def _sampling(sampling: Sampling) -> list[object]:
+    """Filters and seed play no part in a greedy answer; penalties do. Floats as hex, so that no digit is lost."""
+    penalties = [sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty]
+    form: list[object] = [float(value).hex() for value in penalties]
+    if not sampling.greedy:
+        form += [float(value).hex() for value in (sampling.temperature, sampling.top_p, sampling.min_p)]
+        form += [sampling.top_k, sampling.seed]
+    return form
