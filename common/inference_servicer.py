@@ -85,7 +85,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(self, answerer: Answerer) -> None:
         self._answerer = answerer
 
-    async def Generate(  # type: ignore[override]
+    async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Streams events until the answer ends; the client going away closes the answerer's generator."""
@@ -103,9 +103,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         except Exception:  # noqa: BLE001 - the top of a task; logged
             await _defect(context, "Generate")
 
-    async def Score(  # type: ignore[override]
-        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.ScoreResponse:
+    async def Score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.ScoreResponse:
         """One pass over given tokens."""
 
         async def answer() -> pb.ScoreResponse:
@@ -116,7 +114,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
         return await _guarded(context, "Score", answer())
 
-    async def CountTokens(  # type: ignore[override]
+    async def CountTokens(
         self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.CountTokensResponse:
         """Tokens of a prompt."""
@@ -128,7 +126,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
         return await _guarded(context, "CountTokens", answer())
 
-    async def ListModels(  # type: ignore[override]
+    async def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> pb.ListModelsResponse:
         """What is served here."""
@@ -139,9 +137,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
         return await _guarded(context, "ListModels", answer())
 
-    async def Cancel(  # type: ignore[override]
-        self, request: pb.CancelRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> pb.CancelResponse:
+    async def Cancel(self, request: pb.CancelRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.CancelResponse:
         """Ends a running request of the same tenant."""
 
         async def answer() -> pb.CancelResponse:

@@ -56,7 +56,8 @@ def random_words(seed: int, index: int, ids: npt.ArrayLike, stream: int = SAMPLI
     """The 32-bit integer behind each id's noise at answer index `index`; `seed` is a 64-bit integer."""
     wanted = np.asarray(ids, dtype=np.int64)
     blocks = philox((index, wanted >> 2, stream, 0), (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF))
-    return np.take_along_axis(blocks, (wanted & 3)[None], axis=0)[0]
+    words: npt.NDArray[np.uint32] = np.take_along_axis(blocks, (wanted & 3)[None], axis=0)[0]
+    return words
 
 
 def gumbel(seed: int, index: int, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:

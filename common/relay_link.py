@@ -205,7 +205,7 @@ class RelayLink:
             await call.write(pb.RelayRequest(frames=[wire.up_to(self._hello)]))
             await self._welcomed(call)
             writer = asyncio.create_task(self._write(call))
-            while (message := await call.read()) is not grpc.aio.EOF:
+            while isinstance(message := await call.read(), pb.RelayResponse):
                 for frame in message.frames:
                     self._take(wire.down_from(frame))
             status = await call.code()

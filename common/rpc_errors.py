@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -50,13 +52,13 @@ def status_of(error: TiermeshError) -> status_pb2.Status:
     return status_pb2.Status(code=code, message=error.message, details=details)
 
 
-def _packed(message: error_details_pb2.ErrorInfo | object) -> any_pb2.Any:
+def _packed(message: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
-    packed.Pack(message)  # type: ignore[arg-type]
+    packed.Pack(message)
     return packed
 
 
-async def abort(context: grpc.aio.ServicerContext, error: TiermeshError) -> None:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: TiermeshError) -> None:
     """Ends the call with the error; raises, as grpc's own abort does."""
     status = rpc_status.to_status(status_of(error))
     await context.abort(status.code, status.details, status.trailing_metadata)

@@ -40,7 +40,7 @@ def setup_logging(service: str, level: str = "info") -> None:
 
 def get_logger() -> structlog.stdlib.BoundLogger:
     """The logger; fields are keyword arguments."""
-    return structlog.stdlib.get_logger()  # type: ignore[no-any-return]
+    return structlog.stdlib.get_logger()
 
 
 def serve_metrics(

@@ -84,8 +84,7 @@ def prompt_to(prompt: t.Prompt) -> tpb.Prompt:
         if isinstance(prompt, str):
             return tpb.Prompt(text=prompt)
         if prompt and isinstance(prompt[0], t.ChatMessage):
-            turns = cast(tuple[t.ChatMessage, ...], prompt)
-            messages = [tpb.ChatMessage(role=m.role, content=m.content) for m in turns]
+            messages = [tpb.ChatMessage(role=m.role, content=m.content) for m in prompt]
             return tpb.Prompt(messages=tpb.ChatMessages(messages=messages))
         return tpb.Prompt(token_ids=tpb.TokenIds(ids=cast(tuple[int, ...], prompt)))
     except (ValueError, TypeError) as exc:
