@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import grpc
 
 from tiermesh.common import wire
-from tiermesh.common.errors import InternalError
+from tiermesh.common.errors import InternalError, TiermeshError, Unavailable
 from tiermesh.common.rpc_errors import from_rpc_error
 from tiermesh.common.types import Event, Finished, ModelInfo, Prompt, Request, ScoreRequest, Scores
 from tiermesh.common.validate import MAX_MESSAGE_BYTES
@@ -34,6 +34,7 @@ class Calls:
     """Made inside the event loop that will use it. Every method raises TiermeshError."""
 
     def __init__(self, address: str, api_key: str) -> None:
+        self._address = address
         self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self._stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
@@ -48,7 +49,7 @@ class Calls:
                 finished = isinstance(event, Finished)
                 yield event
         except grpc.RpcError as exc:
-            raise from_rpc_error(exc) from exc
+            raise self._ours(exc) from exc
         finally:
             call.cancel()
         if not finished:
@@ -58,32 +59,38 @@ class Calls:
         """One pass over given tokens."""
         message = wire.score_request_to(request)
         call = self._stub.Score(message, timeout=request.deadline_s, metadata=self._metadata)
-        return wire.scores_from(await _answered(call))
+        return wire.scores_from(await self._answered(call))
 
     async def count_tokens(self, prompt: Prompt, model: str, timeout_s: float | None) -> int:
         """Tokens of a prompt."""
         message = pb.CountTokensRequest(prompt=wire.prompt_to(prompt), model=model)
-        answer = await _answered(self._stub.CountTokens(message, timeout=timeout_s, metadata=self._metadata))
+        answer = await self._answered(self._stub.CountTokens(message, timeout=timeout_s, metadata=self._metadata))
         return int(answer.tokens)
 
     async def models(self, timeout_s: float | None) -> tuple[ModelInfo, ...]:
         """What is served."""
         call = self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
-        return tuple(wire.model_from(model) for model in (await _answered(call)).models)
+        return tuple(wire.model_from(model) for model in (await self._answered(call)).models)
 
     async def cancel(self, request_id: str, timeout_s: float | None) -> bool:
         """Whether a running request was ended."""
         message = pb.CancelRequest(request_id=request_id)
         call = self._stub.Cancel(message, timeout=timeout_s, metadata=self._metadata)
-        return bool((await _answered(call)).cancelled)
+        return bool((await self._answered(call)).cancelled)
 
     async def close(self) -> None:
         """Ends the channel and every call on it."""
         await self._channel.close()
 
+    async def _answered(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.RpcError as exc:
+            raise self._ours(exc) from exc
 
-async def _answered(call: Awaitable[T]) -> T:
-    try:
-        return await call
-    except grpc.RpcError as exc:
-        raise from_rpc_error(exc) from exc
+    def _ours(self, error: grpc.RpcError) -> TiermeshError:
+        """Our error; where nobody listens, in words that say so."""
+        ours = from_rpc_error(error)
+        if isinstance(ours, Unavailable) and "connect" in ours.message:
+            return Unavailable(f"nothing answers at {self._address}; is the service running there?")
+        return ours

@@ -1,0 +1,82 @@
+"""Commands for operators and model owners: config check, keys new, export, bench."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Bits(IntEnum):
+    """Widths of quantized weights."""
+
+    FOUR = 4
+    EIGHT = 8
+
+
+def add_to(app: typer.Typer) -> None:
+    """Puts the commands of this file into the application."""
+    config, keys = typer.Typer(help="Work on configuration files."), typer.Typer(help="Make API keys.")
+    config.command("check")(check_config)
+    keys.command("new")(new_api_key)
+    keys.callback()(_group)
+    config.callback()(_group)
+    app.add_typer(config, name="config")
+    app.add_typer(keys, name="keys")
+    app.command()(export)
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
+
+
+def _group() -> None:
+    """Makes typer keep the name of a group's only command."""
+
+
+def check_config(file: Annotated[Path, typer.Argument(help="The mesh's YAML.")]) -> None:
+    """Say what is wrong with a configuration: the path in the file, and the line.
+
+    Example: tiermesh config check mesh.yaml
+    """
+    from tiermesh.common.config import load_config
+
+    mesh = load_config(file)
+    print(f"{file}: good: {len(mesh.tenants)} tenants, {len(mesh.tiers)} tiers, {len(mesh.router.workers)} workers")
+
+
+def new_api_key(tenant: Annotated[str, typer.Argument(help="Who will use the key.")]) -> None:
+    """Make a key of 256 random bits and print it, once, with the hash that belongs into the configuration.
+
+    Example: tiermesh keys new demo
+    """
+    from tiermesh.common.keys import key_hash, new_key
+
+    key = new_key()
+    print(f"key (shown this once)                   {key}")
+    print(f"for tenants.{tenant}.api_keys in the YAML".ljust(40) + key_hash(key))
+
+
+def export(
+    hf_dir: Annotated[Path, typer.Argument(help="A Hugging Face directory of a Llama model.")],
+    out: Annotated[Path, typer.Argument(help="The edge directory to write.")],
+    bits: Annotated[Bits, typer.Option(help="Width of the weights.")] = Bits.EIGHT,
+) -> None:
+    """Make an edge node's artifact from a model directory.
+
+    Example: tiermesh export ./my-llama ./edge-model --bits 8
+    """
+    _become("tiermesh.training.export_edge", str(hf_dir), str(out), "--bits", str(int(bits)))
+
+
+def bench(context: typer.Context) -> None:
+    """Run a benchmark by name (none: list them), with its own options.
+
+    Example: tiermesh bench walk --json
+    """
+    _become("tiermesh.bench", *context.args)
+
+
+def _become(module: str, *arguments: str) -> None:
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
