@@ -1,0 +1,120 @@
+"""When to stop asking: the cloud finishes an answer as soon as that costs less time per token than more visits. Pure.
+
+Asking: a unit of γ drafts costs γ·t_edge, and with probability 1 − a (it isn't trusted) a visit V. It yields γ tokens
+when trusted, else E(γ) = (1 − α^(γ+1)) / (1 − α): what stands, and the cloud's own next id (Leviathan et al., "Fast
+inference from transformers via speculative decoding", ICML 2023, section 3.1). Streaming costs the cloud's step. All
+five are measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_PER_VISIT = 0.1
+_PER_TOKEN = 0.02
+"""Weights of a new observation in a running mean: the last 20 visits, or the last 100 tokens, count."""
+
+_PRIOR_ACCEPTANCE = 0.8
+_PRIOR_ALONE = 0.5
+_PRIOR_TOKENS = 16.0
+"""How many tokens of its own an answer needs to outweigh what other answers showed: one unit."""
+_PRIOR_UNITS = 2.0
+
+
+@dataclass(slots=True)
+class RunningMean:
+    """An exponentially weighted mean; None until the first observation."""
+
+    value: float | None = None
+    weight: float = _PER_VISIT
+
+    def add(self, observed: float) -> None:
+        """Moves the mean towards one more observation."""
+        self.value = observed if self.value is None else self.value + self.weight * (observed - self.value)
+
+    def get(self, default: float) -> float:
+        """The mean, or `default` before the first observation."""
+        return default if self.value is None else self.value
+
+
+@dataclass(slots=True)
+class Pace:
+    """What one node measured over all its answers. Seconds."""
+
+    edge_step_s: RunningMean = field(default_factory=RunningMean)
+    """Per drafted token."""
+    travel_s: RunningMean = field(default_factory=RunningMean)
+    """Of a visit, without the time that the cloud worked on it."""
+    verify_s: RunningMean = field(default_factory=RunningMean)
+    """That the cloud worked on a visit; not on a first one, which holds the prompt's prefill."""
+    stream_step_s: RunningMean = field(default_factory=RunningMean)
+    """Per token that the cloud streams."""
+    acceptance: RunningMean = field(default_factory=lambda: RunningMean(_PRIOR_ACCEPTANCE, _PER_TOKEN))
+    """Share of checked drafts that stand."""
+    alone: RunningMean = field(default_factory=lambda: RunningMean(_PRIOR_ALONE))
+    """Share of units that needed no visit, where that was possible at all."""
+
+
+@dataclass(slots=True)
+class Course:
+    """How one answer goes so far."""
+
+    pace: Pace
+    may_be_alone: bool
+    """False for exact quality."""
+    stood: int = 0
+    """Drafts that stood."""
+    checked: int = 0
+    """Drafts that the cloud looked at: those that stood, and the first that did not."""
+    units: int = 0
+    alone_units: int = 0
+
+    def visited(self, drafted: int, stands: int) -> None:
+        """Notes a verdict."""
+        for place in range(min(stands + 1, drafted)):
+            self.pace.acceptance.add(float(place < stands))
+        self.stood += stands
+        self.checked += min(stands + 1, drafted)
+
+    def decided(self, alone: bool) -> None:
+        """Notes whether one more unit was shown without a visit."""
+        if self.may_be_alone:
+            self.pace.alone.add(float(alone))
+        self.units += 1
+        self.alone_units += alone
+
+    @property
+    def acceptance(self) -> float:
+        """Probability that the next draft stands."""
+        return (self.stood + self.pace.acceptance.get(1.0) * _PRIOR_TOKENS) / (self.checked + _PRIOR_TOKENS)
+
+    @property
+    def alone(self) -> float:
+        """Probability that the next unit needs no visit."""
+        if not self.may_be_alone:
+            return 0.0
+        return (self.alone_units + self.pace.alone.get(1.0) * _PRIOR_UNITS) / (self.units + _PRIOR_UNITS)
+
+
+def expected_tokens(acceptance: float, drafted: int) -> float:
+    """Tokens that one visit yields: E(γ), between 1 and γ + 1."""
+    if acceptance >= 1.0:
+        return drafted + 1.0
+    return float((1.0 - acceptance ** (drafted + 1)) / (1.0 - acceptance))
+
+
+def asking_s_per_token(edge_step_s: float, visit_s: float, acceptance: float, alone: float, drafted: int) -> float:
+    """Seconds per token of going on in units of `drafted` tokens."""
+    cost = drafted * edge_step_s + (1.0 - alone) * visit_s
+    return cost / (alone * drafted + (1.0 - alone) * expected_tokens(acceptance, drafted))
+
+
+def prefers_streaming(course: Course, cloud_step_s: float | None, drafted: int) -> bool:
+    """Whether the cloud should finish the answer. `cloud_step_s` is what the cloud says of its steps, for as long as no
+    stream was measured. False while anything is unmeasured: the visits that measure it come first."""
+    pace = course.pace
+    stream_s = pace.stream_step_s.value if pace.stream_step_s.value is not None else cloud_step_s
+    if stream_s is None or pace.travel_s.value is None or pace.edge_step_s.value is None:
+        return False
+    visit_s = pace.travel_s.value + pace.verify_s.get(stream_s)
+    return asking_s_per_token(pace.edge_step_s.value, visit_s, course.acceptance, course.alone, drafted) > stream_s

@@ -1,0 +1,111 @@
+"""The parts of one edge node, put together, and the work that goes on beside its requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from ..cache.memory import MemoryStore
+from ..common.clock import MonotonicClock
+from ..common.config_types import EdgeConfig
+from ..common.text import Text
+from ..common.types import ModelInfo, Request
+from .admission import Admission
+from .artifact import read_artifact
+from .chooser import Pace
+from .drafting import Draft, LocalDraft
+from .metrics import EdgeMetrics
+from .model import EdgeModel, SequenceState
+from .sampling import Picker
+from .tenants import Tenants
+from .trust import Trust
+from .units import Borders, line_ends
+from .upstream import Upstream
+
+CACHE_BYTES = 64 * 2**20
+"""Of answers that this node keeps: about 50,000 short ones."""
+
+
+class EdgeNode:
+    """Model, text, tenants, upstream, cache, admission, metrics; and the KV caches of those who run."""
+
+    def __init__(self, config: EdgeConfig, model: EdgeModel, text: Text) -> None:
+        clock = MonotonicClock()
+        self.config = config
+        self.artifact = model.artifact
+        self.text = text
+        self.tenants = Tenants(config.state_dir)
+        self.upstream = Upstream(
+            config.upstream, config.name, self.artifact.digests, config.node_key, self.tenants.replace
+        )
+        self.cache = MemoryStore(CACHE_BYTES, clock)
+        self.admission = Admission(config.sessions, clock)
+        self.trust = Trust(self.artifact.min_unit_probability)
+        self.pace = Pace()
+        self.metrics = EdgeMetrics()
+        self._model = model
+        self._line_ends = line_ends(text.token_bytes)
+        self._free: list[SequenceState] = [model.sequence()]
+        # One thread: the graph itself uses `threads` cores, and units of several answers take turns.
+        self._thread = ThreadPoolExecutor(1, "edge-model")
+
+    @classmethod
+    def load(cls, config: EdgeConfig) -> EdgeNode:
+        """Reads the model's directory and warms the model up. Raises ModelDirError."""
+        artifact = read_artifact(config.model)
+        node = cls(config, EdgeModel.load(artifact, config.threads), Text(config.model))
+        node._warm_up()
+        node.tenants.restore()
+        return node
+
+    def own_model(self) -> ModelInfo:
+        """The edge model itself, under the name it has while no pool is known."""
+        shapes = self.artifact.architecture
+        return ModelInfo(self.artifact.directory.name, self.artifact.digests, shapes.max_length, shapes.vocab)
+
+    def drafts(self, request: Request, answer_start: int) -> Callable[[], Awaitable[Draft]]:
+        """What opens a draft for one request: it waits for a place, and takes a KV cache."""
+        picker = Picker(request.sampling, answer_start, request.logprobs)
+        borders = Borders(self._line_ends, self.end_ids(request))
+
+        async def open_draft() -> Draft:
+            entered = await self.admission.enter()
+            state = self._free.pop() if self._free else self._model.sequence()
+
+            def release(used: SequenceState) -> None:
+                used.reset()
+                self._free.append(used)
+                self.admission.leave(entered)
+
+            return LocalDraft(state, picker, borders, self._thread, release)
+
+        return open_draft
+
+    def end_ids(self, request: Request) -> frozenset[int]:
+        """Ids that end an answer to this request."""
+        return frozenset((*self.artifact.eos_ids, *request.stop_ids))
+
+    async def heard(self) -> None:
+        """Returns once a policy is known, from disk or from the router."""
+        await self.tenants.known.wait()
+
+    async def run(self) -> None:
+        """Keeps the link to the next hop up until cancelled."""
+        await self.upstream.run()
+
+    def close(self) -> None:
+        """Ends the model's thread."""
+        self._thread.shutdown(wait=True)
+
+    def _warm_up(self) -> None:
+        """The first runs allocate; 20 times a step's time on a small model. No request should pay that."""
+        state = self._free[0]
+        state.catch_up([0] * 8)
+        state.step(0)
+        state.reset()
+        begun = time.perf_counter()
+        state.catch_up([0])
+        state.step(0)
+        self.pace.edge_step_s.add((time.perf_counter() - begun) / 2)
+        state.reset()

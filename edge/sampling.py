@@ -1,0 +1,109 @@
+"""Which id the edge model takes next, with the noise that the cloud will use at the same place.
+
+The filters and their order are the contract's: penalties, temperature, top_k, top_p, min_p; then the argmax of
+`logit / T + gumbel` over what is left. An id picked here is a guess at the cloud's own pick, so each comes with the
+probability that decides its unit: the largest of `softmax(logit + T · gumbel)` over the allowed ids. At T = 0 that is
+the plain maximum; at T > 0 it stays large where the noise decides clearly, even when the softmax itself is flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..common.noise import gumbel
+from ..common.types import Sampling
+from .model import SequenceState
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The id taken at one place."""
+
+    id: int
+    probability: float
+    logprob: float
+    """Of the unfiltered softmax; 0.0 unless wanted."""
+
+
+class Picker:
+    """Picks ids for one request. `sampling.seed` is set unless greedy."""
+
+    def __init__(self, sampling: Sampling, answer_start: int, logprobs: bool) -> None:
+        self._sampling = sampling
+        self._answer_start = answer_start
+        self._logprobs = logprobs
+
+    def pick(self, state: SequenceState) -> Pick:
+        """The id after all that `state` holds."""
+        sampling = self._sampling
+        if sampling.greedy and not sampling.penalized:
+            # The graph has found the argmax: the logits (4 bytes x vocabulary) stay where they are.
+            probability = float(state.features[0, 0])
+            return Pick(int(state.token[0]), probability, float(np.log(probability)) if self._logprobs else 0.0)
+        raw = state.logits[0, 0]
+        logits = penalize(raw, sampling, state.ids, self._answer_start) if sampling.penalized else raw
+        if sampling.greedy:
+            chosen, probability = _sharpest(logits)
+        else:
+            assert sampling.seed is not None
+            ids = allowed(logits, sampling)
+            noise = gumbel(sampling.seed, len(state.ids) - self._answer_start, ids)
+            place, probability = _sharpest(logits[ids] + np.float32(sampling.temperature) * noise)
+            chosen = int(ids[place])
+        return Pick(chosen, probability, _logprob(raw, chosen) if self._logprobs else 0.0)
+
+
+def penalize(logits: Floats, sampling: Sampling, ids: Sequence[int], answer_start: int) -> Floats:
+    """A copy of the logits [V] with the penalties of the ids so far; the answer begins at `answer_start`."""
+    out = logits.copy()
+    if sampling.repetition_penalty != 1.0:
+        seen = np.unique(np.asarray(ids, np.int64))
+        values, penalty = out[seen], np.float32(sampling.repetition_penalty)
+        out[seen] = np.where(values > 0, values / penalty, values * penalty)
+    answer = np.asarray(ids[answer_start:], np.int64)
+    if len(answer):
+        given, times = np.unique(answer, return_counts=True)
+        out[given] -= (sampling.presence_penalty + sampling.frequency_penalty * times).astype(np.float32)
+    return out
+
+
+def allowed(logits: Floats, sampling: Sampling) -> Ids:
+    """The ids that top_k, top_p and min_p leave, after temperature; at least the most probable one. int64 [A]."""
+    ids = np.arange(len(logits), dtype=np.int64)
+    if 0 < sampling.top_k < len(logits):
+        # Ties with the k-th logit stay in, so that the set does not depend on a sort's whims.
+        floor = np.partition(logits, -sampling.top_k)[-sampling.top_k]
+        ids = ids[logits >= floor]
+    if sampling.top_p < 1.0:
+        probabilities = _softmax(logits[ids] / np.float32(sampling.temperature))
+        order = np.argsort(-probabilities, kind="stable")
+        # An id stays when those before it hold less than top_p: the one that crosses the line is in.
+        before = np.cumsum(probabilities[order], dtype=np.float64) - probabilities[order]
+        ids = np.sort(ids[order[before < sampling.top_p]])
+    if sampling.min_p > 0.0:
+        scaled = logits[ids] / np.float32(sampling.temperature)
+        ids = ids[scaled >= scaled.max() + np.float32(np.log(sampling.min_p))]
+    return ids
+
+
+def _softmax(scores: Floats) -> Floats:
+    weights = np.exp(scores - scores.max())
+    return np.asarray(weights / weights.sum(), np.float32)
+
+
+def _sharpest(scores: Floats) -> tuple[int, float]:
+    """Index of the largest score and its share of their softmax."""
+    best = int(scores.argmax())
+    return best, float(1.0 / np.exp(scores - scores[best]).sum())
+
+
+def _logprob(logits: Floats, token_id: int) -> float:
+    peak = logits.max()
+    return float(logits[token_id] - peak - np.log(np.exp(logits - peak).sum()))

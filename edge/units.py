@@ -1,0 +1,39 @@
+"""A unit: what is trusted, asked or handed over as a whole. One line of the answer, or at most 16 tokens of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+UNIT_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What the edge model would say next; nobody has seen it."""
+
+    ids: tuple[int, ...]
+    """1 to 16; the last one may end the answer."""
+    probabilities: tuple[float, ...]
+    """One per id: how sure the edge model is that this is the id (see `Picker`)."""
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithms of the ids under the unfiltered softmax, when the request wants them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Borders:
+    """Where units end."""
+
+    line_ends: frozenset[int]
+    """Ids whose text holds a line break."""
+    end_ids: frozenset[int]
+    """Ids that end the answer."""
+
+    def closes(self, ids: list[int]) -> bool:
+        """Whether these ids are a whole unit."""
+        return len(ids) >= UNIT_TOKENS or ids[-1] in self.line_ends or ids[-1] in self.end_ids
+
+
+def line_ends(token_bytes: Sequence[bytes]) -> frozenset[int]:
+    """Ids whose text holds a line break, from the bytes of every id."""
+    return frozenset(i for i, raw in enumerate(token_bytes) if b"\n" in raw)

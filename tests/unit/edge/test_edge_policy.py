@@ -1,0 +1,303 @@
+"""Trust, chooser, admission, tenants and intake: what decides, without a model or a network."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiermesh.common.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+)
+from tiermesh.common.frames import Policy, TenantPolicy, TierPolicy
+from tiermesh.common.keys import key_hash
+from tiermesh.common.types import Digests, ModelInfo, Quality, Request
+from tiermesh.edge.admission import Admission
+from tiermesh.edge.artifact import Architecture
+from tiermesh.edge.chooser import Course, Pace, asking_s_per_token, expected_tokens, prefers_streaming
+from tiermesh.edge.intake import Situation, fill, goes_up_whole, limits
+from tiermesh.edge.tenants import Grant, Tenants
+from tiermesh.edge.trust import Decision, Trust, score
+from tiermesh.edge.units import Borders, Unit, line_ends
+
+SURE, UNSURE = Unit((5, 6), (0.99, 0.98)), Unit((5, 6), (0.99, 0.5))
+
+
+def test_a_units_score_is_the_product() -> None:
+    assert score(SURE) == pytest.approx(0.99 * 0.98)
+
+
+@pytest.mark.parametrize(
+    ("unit", "quality", "delta", "expected"),
+    [
+        (SURE, Quality.BOUNDED, 0.05, Decision.ALONE),
+        (UNSURE, Quality.BOUNDED, 0.05, Decision.ASK),
+        (SURE, Quality.EXACT, 0.05, Decision.ASK),
+        (UNSURE, Quality.EDGE, 0.0, Decision.ALONE),
+        (SURE, Quality.BOUNDED, 0.0, Decision.ASK),
+        (SURE, Quality.BOUNDED, 0.005, Decision.ASK),
+        (UNSURE, Quality.BOUNDED, 1.0, Decision.ASK),
+    ],
+)
+def test_trust(unit: Unit, quality: Quality, delta: float, expected: Decision) -> None:
+    assert Trust(0.9).decide(unit, quality, delta) is expected
+
+
+@given(threshold=st.floats(0, 2), tight=st.floats(0.001, 0.05), loose=st.floats(0.05, 1))
+def test_a_tighter_bound_never_trusts_more(threshold: float, tight: float, loose: float) -> None:
+    trust = Trust(threshold)
+    assert trust.threshold(loose) == pytest.approx(threshold)
+    assert abs(1 - trust.threshold(tight)) <= abs(1 - threshold) + 1e-9
+
+
+def test_a_threshold_above_one_trusts_nothing() -> None:
+    certain = Unit((5,), (1.0,))
+    assert all(Trust(2.0).decide(certain, Quality.BOUNDED, d) is Decision.ASK for d in (0.001, 0.05, 1.0))
+
+
+@given(acceptance=st.floats(0, 1), drafted=st.integers(1, 16))
+def test_a_visit_yields_between_one_token_and_all(acceptance: float, drafted: int) -> None:
+    assert 1 <= expected_tokens(acceptance, drafted) <= drafted + 1 + 1e-9
+    by_hand = sum(acceptance**i for i in range(drafted + 1))
+    assert expected_tokens(acceptance, drafted) == pytest.approx(by_hand)
+
+
+@given(
+    edge=st.floats(1e-5, 0.1),
+    visit=st.floats(1e-4, 1),
+    acceptance=st.floats(0, 1),
+    alone=st.floats(0, 1),
+    drafted=st.integers(1, 16),
+)
+def test_slower_visits_never_make_asking_cheaper(
+    edge: float, visit: float, acceptance: float, alone: float, drafted: int
+) -> None:
+    cost = asking_s_per_token(edge, visit, acceptance, alone, drafted)
+    assert asking_s_per_token(edge, 2 * visit, acceptance, alone, drafted) >= cost
+    assert asking_s_per_token(edge, visit, min(1.0, acceptance + 0.1), alone, drafted) <= cost + 1e-12
+
+
+def measured(edge_s: float, travel_s: float, verify_s: float, stream_s: float) -> Pace:
+    pace = Pace()
+    for mean, value in zip(
+        (pace.edge_step_s, pace.travel_s, pace.verify_s, pace.stream_step_s),
+        (edge_s, travel_s, verify_s, stream_s),
+        strict=True,
+    ):
+        mean.add(value)
+    return pace
+
+
+def test_hand_over_follows_rtt_and_acceptance() -> None:
+    near, far = measured(0.5e-3, 1e-3, 5e-3, 5e-3), measured(0.5e-3, 100e-3, 5e-3, 5e-3)
+    assert not prefers_streaming(Course(near, may_be_alone=False), None, 16)
+    assert prefers_streaming(Course(far, may_be_alone=False), None, 16)
+    unlucky = Course(near, may_be_alone=False)
+    for _ in range(8):
+        unlucky.visited(drafted=16, stands=0)
+    assert prefers_streaming(unlucky, None, 16)
+    trusted = Course(far, may_be_alone=True, units=50, alone_units=50)
+    assert not prefers_streaming(trusted, None, 16)
+
+
+def test_the_clouds_word_counts_until_a_stream_was_measured() -> None:
+    pace = measured(1e-3, 50e-3, 5e-3, 5e-3)
+    pace.stream_step_s.value = None
+    course = Course(pace, may_be_alone=False)
+    assert not prefers_streaming(course, None, 16)
+    assert prefers_streaming(course, 1e-3, 16)
+
+
+def test_borders() -> None:
+    borders = Borders(line_ends([b"a", b"b\n", b"\n"]), frozenset({7}))
+    assert borders.line_ends == {1, 2}
+    assert borders.closes([0, 1])
+    assert borders.closes([7])
+    assert borders.closes([0] * 16)
+    assert not borders.closes([0] * 15)
+
+
+class Clock:
+    """A clock that stands still."""
+
+    time_s = 0.0
+
+    def now(self) -> float:
+        return self.time_s
+
+
+async def test_admission_bounds_running_and_waiting() -> None:
+    clock = Clock()
+    admission = Admission(2, clock, queued_per_place=1)
+    first, second = await admission.enter(), await admission.enter()
+    waiters = [asyncio.create_task(admission.enter()) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert (admission.running, admission.waiting, admission.full()) == (2, 2, True)
+    with pytest.raises(Overloaded) as refusal:
+        await admission.enter()
+    assert refusal.value.retry_after_s
+    clock.time_s = 3.0
+    admission.leave(first)
+    assert admission.wait_s() == pytest.approx((1 + 1) * 3.0 / 2)
+    waiters[1].cancel()
+    admission.leave(second)
+    entered = await waiters[0]
+    await asyncio.gather(*waiters, return_exceptions=True)
+    admission.leave(entered)
+    assert (admission.running, admission.waiting, admission.wait_s()) == (0, 0, 0.0)
+
+
+@given(st.lists(st.sampled_from(["enter", "leave", "cancel", "turn"]), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_admission_never_loses_a_place(moves: list[str]) -> None:
+    async def body() -> None:
+        admission, tasks = Admission(2, Clock(), queued_per_place=3), []
+        for move in moves:
+            done = [t for t in tasks if t.done() and not t.cancelled() and t.exception() is None]
+            if move == "enter":
+                tasks.append(asyncio.create_task(admission.enter()))
+            elif move == "leave" and done:
+                tasks.remove(done[0])
+                admission.leave(done[0].result())
+            elif move == "cancel" and (waiting := [t for t in tasks if not t.done()]):
+                waiting[-1].cancel()
+            elif move == "turn":
+                await asyncio.sleep(0)
+        while tasks:
+            await asyncio.wait(tasks[:1], timeout=0)
+            task = tasks.pop(0)
+            if not task.done():
+                tasks.append(task)
+            elif not task.cancelled() and task.exception() is None:
+                admission.leave(task.result())
+        await asyncio.sleep(0)
+        assert (admission.running, admission.waiting) == (0, 0)
+
+    asyncio.run(body())
+
+
+TIERS = (TierPolicy("fast", 0.05, 5.0), TierPolicy("slow", 1.0, 60.0), TierPolicy("other", 1.0, 60.0))
+DEMO = TenantPolicy("demo", (key_hash("demo-key"),), ("slow", "fast"))
+POLICY = Policy((DEMO,), TIERS, valid_s=100.0)
+
+
+def test_keys_are_checked_against_the_policy(tmp_path: Path) -> None:
+    tenants = Tenants(tmp_path)
+    with pytest.raises(Unavailable, match="router"):
+        tenants.authenticate("demo-key")
+    tenants.replace(POLICY)
+    assert tenants.authenticate("demo-key") == DEMO
+    for wrong in ("", "demo-ke", "Demo-key"):
+        with pytest.raises(Unauthenticated):
+            tenants.authenticate(wrong)
+    tenants.replace(replace(POLICY, tenants=()))
+    with pytest.raises(Unauthenticated):
+        tenants.authenticate("demo-key")
+    with pytest.raises(Unauthenticated):
+        tenants.by_name("demo")
+
+
+def test_the_policy_survives_a_restart_until_it_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state_dir = tmp_path / "state"
+    Tenants(state_dir).replace(POLICY)
+    assert stat.S_IMODE((state_dir / "policy.json").stat().st_mode) == 0o600
+    assert "demo-key" not in (state_dir / "policy.json").read_text()
+    restarted = Tenants(state_dir)
+    restarted.restore()
+    assert restarted.authenticate("demo-key") == DEMO
+    later = json.loads((state_dir / "policy.json").read_text())["expires_at"] + 1
+    monkeypatch.setattr("tiermesh.edge.tenants.time.time", lambda: later)
+    with pytest.raises(Unavailable, match="expired"):
+        restarted.authenticate("demo-key")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"expires_at": 1, "policy": {"tenants": [{}]}}', "\x00"])
+def test_a_broken_state_file_is_ignored(tmp_path: Path, content: str) -> None:
+    (tmp_path / "policy.json").write_text(content)
+    tenants = Tenants(tmp_path)
+    tenants.restore()
+    with pytest.raises(Unavailable):
+        tenants.authenticate("demo-key")
+
+
+@pytest.fixture
+def tenants() -> Tenants:
+    tenants = Tenants(None)
+    tenants.replace(POLICY)
+    return tenants
+
+
+@given(asked=st.sampled_from([None, *Quality]), own=st.sampled_from(list(Quality)), delta=st.none() | st.floats(0, 1))
+def test_a_request_tightens_and_never_loosens(asked: Quality | None, own: Quality, delta: float | None) -> None:
+    tenants, tenant = Tenants(None), replace(DEMO, quality=own)
+    tenants.replace(POLICY)
+    grant = tenants.grant(Request("x", 1, quality=asked, delta=delta, deadline_s=1e9), tenant)
+    assert grant.quality.looseness <= own.looseness
+    assert grant.quality in (asked, own)
+    assert grant.delta <= tenant.delta
+    assert grant.deadline_s == 60.0
+
+
+def test_tiers(tenants: Tenants) -> None:
+    assert tenants.grant(Request("x", 1), DEMO).tier.name == "slow"
+    assert tenants.grant(Request("x", 1, tier="fast"), DEMO).deadline_s == 5.0
+    with pytest.raises(InvalidRequest, match="there are fast, slow, other"):
+        tenants.grant(Request("x", 1, tier="none"), DEMO)
+    with pytest.raises(Forbidden, match="it has slow, fast"):
+        tenants.grant(Request("x", 1, tier="other"), DEMO)
+
+
+SHAPES = Architecture(1, 8, 2, 1, 4, 300, 100, 1e4)
+POOL = ModelInfo("m", Digests(), 400, 310)
+NEAR = Situation(SHAPES, POOL, connected=True, same_ids=True, wait_s=0.0)
+
+
+def grant_of(quality: Quality) -> Grant:
+    return Grant(DEMO, TIERS[0], quality, 0.05, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("situation", "quality", "tokens", "expected"),
+    [
+        (NEAR, Quality.BOUNDED, 50, False),
+        (NEAR, Quality.BOUNDED, 101, True),
+        (replace(NEAR, wait_s=1.0), Quality.BOUNDED, 50, True),
+        (replace(NEAR, wait_s=1.0, connected=False), Quality.BOUNDED, 50, False),
+        (replace(NEAR, wait_s=1.0), Quality.EDGE, 50, False),
+        (replace(NEAR, same_ids=False), Quality.EXACT, 50, True),
+        (replace(NEAR, same_ids=False), Quality.EDGE, 50, False),
+        (replace(NEAR, pool=None, connected=False, same_ids=False), Quality.BOUNDED, 50, False),
+    ],
+)
+def test_where_an_answer_begins(situation: Situation, quality: Quality, tokens: int, expected: bool) -> None:
+    assert goes_up_whole(situation, grant_of(quality), tokens) is expected
+
+
+def test_limits_follow_who_may_answer() -> None:
+    assert (limits(NEAR, Quality.EDGE).max_context, limits(NEAR, Quality.EDGE).vocab_size) == (100, 300)
+    assert (limits(NEAR, Quality.EXACT).max_context, limits(NEAR, Quality.EXACT).vocab_size) == (400, 300)
+    assert limits(replace(NEAR, same_ids=False), Quality.EXACT).vocab_size == 310
+    assert limits(replace(NEAR, pool=None), Quality.EXACT).max_context == 100
+
+
+def test_the_first_hop_fills_in_what_is_open() -> None:
+    filled = fill(Request("x", 1), grant_of(Quality.EXACT))
+    again = fill(Request("x", 1), grant_of(Quality.EXACT))
+    assert filled.sampling.seed is not None
+    assert filled.sampling.seed != again.sampling.seed
+    assert filled.request_id != again.request_id
+    assert (filled.tier, filled.quality, filled.delta) == ("fast", Quality.EXACT, 0.05)
+    assert fill(Request("x", 1, request_id="mine"), grant_of(Quality.EXACT)).request_id == "mine"
+    with pytest.raises(DeadlineExceeded):
+        fill(Request("x", 1), replace(grant_of(Quality.EXACT), deadline_s=0.0))
