@@ -28,7 +28,7 @@ FOREIGN: dict[str, set[str]] = {
     "router": {"torch", "triton", "transformers", "onnxruntime"},
     "sdk": {"torch", "triton", "transformers", "onnxruntime"},
 }
-PB2_FILES = ("wire", "servicer", "relay_", "rpc")
+PB2_FILES = ("wire", "servicer", "stub", "relay_", "rpc")
 
 
 def imported(path: Path) -> set[str]:
