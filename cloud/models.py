@@ -41,7 +41,8 @@ class Model:
     def __init__(self, arch: Architecture, weights: Weights) -> None:
         self.arch = arch
         self._weights = weights
-        self._rotations = rotations(arch.rope, arch.head_dim, arch.max_context).to(weights.embedding.device)
+        # One position more than the context: a draft may end with an end-of-text id behind the last answer token.
+        self._rotations = rotations(arch.rope, arch.head_dim, arch.max_context + 1).to(weights.embedding.device)
         self._qkv_widths = (arch.heads * arch.head_dim, (arch.heads + arch.kv_heads) * arch.head_dim)
 
     @torch.inference_mode()

@@ -1,0 +1,60 @@
+"""What the engine says about a sequence, in the order in which it happens; exactly one of the last three ends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..common.errors import TiermeshError
+from ..common.types import FinishReason, Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """More of an answer."""
+
+    position: int
+    """Answer index of the first id."""
+    ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The answer to an ask; fields as in the relay's Verdict."""
+
+    position: int
+    stands: int
+    next_id: int | None
+    choices: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The answer is complete."""
+
+    reason: FinishReason
+    answer_tokens: int
+    timings: tuple[Timing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-probabilities and choices of a score request; lengths as in `Scores`."""
+
+    logprobs: tuple[float, ...]
+    choices: tuple[int, ...]
+    choice_logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The sequence ended with an error."""
+
+    error: TiermeshError
+
+
+Output = Produced | Verified | Ended | Scored | Failed
+"""`Verified` ends nothing; after a hand-over `Produced` and `Ended` follow it."""

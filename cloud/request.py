@@ -1,0 +1,130 @@
+"""One sequence and its states.
+
+    WAITING ──admit──▶ RUNNING ──ends──▶ FINISHED
+       ▲                │   ▲
+       │             verdict  ask
+       │                ▼   │
+       └──ask, evicted── IDLE       (a session between two asks; its KV stays until someone needs the room)
+
+A sequence never has a prefill or a decode phase: it has known tokens, drafts, and a count of those whose KV is in the
+pool. What a step runs is what lies behind that count. Preempting it, or evicting it between asks, is setting the count
+to 0 and giving the blocks back; rolling back a draft is lowering the count, and moves no memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from ..common.types import Sampling
+
+
+class State(Enum):
+    """See the module's picture."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    IDLE = auto()
+    FINISHED = auto()
+
+
+class Job(Enum):
+    """What a sequence is there for."""
+
+    GENERATE = auto()
+    VERIFY = auto()
+    SCORE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the model says behind one token."""
+
+    token: int
+    """Its own choice of the next id, under the request's sampling."""
+    logprob: float = math.nan
+    """Natural logarithm of the choice's probability under the raw logits; NaN unless asked for."""
+    given_logprob: float = math.nan
+    """The same of the id that follows in the sequence; NaN where none does."""
+    finite: bool = True
+    """False when the logits were not: nothing else here means anything then."""
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Tokens of one request and how far they are computed. Changed by the engine's thread alone."""
+
+    id: int
+    job: Job
+    prompt_length: int
+    tokens: list[int]
+    """Prompt and answer as far as it is certain."""
+    max_tokens: int
+    """Answer tokens at most."""
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    """Ids that end the answer and are not part of it."""
+    logprobs: bool = False
+    """Whether choices are to have their log-probabilities."""
+    deadline: float | None = None
+    """On the engine's clock."""
+    arrival: int = 0
+    """Order of arrival; kept over preemptions."""
+    wanted_from: int = 0
+    """SCORE: choices are wanted behind this position and all later ones."""
+
+    state: State = State.WAITING
+    computed: int = 0
+    """Tokens, drafts included, whose KV is in the pool."""
+    blocks: list[int] = field(default_factory=list)
+    draft: list[int] = field(default_factory=list)
+    """Ids of an ask: `alone` given by the edge, the rest to be verified."""
+    alone: int = 0
+    choices: list[Choice] = field(default_factory=list)
+    """Of the wanted positions run so far in this round."""
+    last_used: float = 0.0
+    """When an idle session last had an answer."""
+
+    @property
+    def total(self) -> int:
+        """Tokens and drafts."""
+        return len(self.tokens) + len(self.draft)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are to be run before the sequence has its next choices."""
+        return self.total - self.computed
+
+    @property
+    def answer_length(self) -> int:
+        """Answer ids that are certain."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def first_wanted(self) -> int:
+        """The first position behind which a choice is wanted."""
+        return self.wanted_from if self.job is Job.SCORE else len(self.tokens) - 1
+
+    def slice(self, start: int, stop: int) -> list[int]:
+        """Tokens and drafts from position `start` up to `stop`."""
+        certain = len(self.tokens)
+        if stop <= certain:
+            return self.tokens[start:stop]
+        return self.tokens[start:] + self.draft[max(0, start - certain) : stop - certain]
+
+    def ask(self, alone: Ids[int], draft: Ids[int]) -> None:
+        """IDLE → WAITING with ids to verify."""
+        assert self.state is State.IDLE, self.state
+        assert not self.draft
+        self.draft = [*alone, *draft]
+        self.alone = len(alone)
+        self.state = State.WAITING
+
+    def forget(self) -> list[int]:
+        """Gives up the KV: returns the blocks, which the caller releases. Choices of this round are computed again."""
+        blocks, self.blocks = self.blocks, []
+        self.computed = 0
+        self.choices.clear()
+        return blocks
