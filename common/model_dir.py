@@ -6,20 +6,11 @@ Two sides may exchange token ids only when their tokenizer digests agree.
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelDirError
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """SHA-256 in hex of the weights, of tokenizer.json's bytes and of the chat template's text ("" when there is none)."""
-
-    model: str
-    tokenizer: str
-    template: str
+from .types import Digests
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,7 +63,7 @@ def file_digest(path: Path) -> str:
 
 
 def digests(directory: Path) -> Digests:
-    """Digests of a model directory of either layout.
+    """SHA-256 in hex of a model directory's weights, of tokenizer.json's bytes and of its chat template's text.
 
     The model's is that of `edge.onnx`, or for a Hugging Face directory that of the digests of config.json and of all
     *.safetensors in the order of their names. Raises ModelDirError when a file is missing.

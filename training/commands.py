@@ -1,10 +1,11 @@
 """Spoken commands to homes and workshops with their ground truth: one line of text in, compact JSON calls out.
 
-Level 1 is one plain call; level 2 has several devices, synonyms, units, spelled numbers and times; level 3 has conditions,
-exceptions, corrections, sequences, typos and small sums on a state that the line gives.
+Level 1 is one plain call; level 2 has several devices, synonyms, units, spelled numbers and times; level 3 has
+conditions, exceptions, corrections, sequences, typos and small sums on a state that the line gives.
 
-Held-out means unseen twice over: a held-out command's template (all words but the slots) never occurs in training, and no
-(device, setting) pair of it does either. Both are assigned by hash, so the split doesn't depend on the seed.
+Held-out means unseen twice over: a held-out command's template (all words but the slots) never occurs in training, and
+no (device, setting) pair of it does either. Both are assigned by hash, so the split doesn't depend on the seed.
+Templates are built of parts, and the parts do occur: what is held out is the arrangement, not the vocabulary.
 """
 
 import hashlib
@@ -206,12 +207,12 @@ class _Draw:
 
     def corrected(self) -> _Part:
         """A value or a whole action that is taken back at once."""
-        words, (call,) = self.plain()
+        words, _ = self.plain()
         kind, place, setting = self.target()
         if kind.quantity is None or setting != kind.quantity.name or self.rng.random() < 0.3:
             other, calls = self.plain()
             return words + self.rng.choice((", no, instead ", ", forget that, ", ", scratch that, ")) + other, calls
-        first, wrong = amount(kind.quantity, self.rng, hard=False)
+        first, _ = amount(kind.quantity, self.rng, hard=False)
         second, value = amount(kind.quantity, self.rng, hard=False)
         value = kind.quantity.clip(value)
         frame = self.rng.choice(("set {d} to {v}", "bring {d} to {v}", "put {d} at {v}"))

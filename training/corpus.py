@@ -1,4 +1,4 @@
-"""Python sources that are installed with this project, as training text, with a manifest of what was taken and under which licence.
+"""Python sources installed with this project, as training text, with a manifest of what was taken and its licences.
 
 `python -P -m tiermesh.training.corpus` writes the manifest of this environment to models/starter/manifest.json.
 """
@@ -29,7 +29,7 @@ PERMISSIVE = frozenset(
         "Unlicense",
     }
 )
-"""SPDX names (and the classifier's unversioned BSD) under which text may be learnt from and its statistics passed on."""
+"""SPDX names (and the classifiers' unversioned BSD) under which text may be learnt from and statistics passed on."""
 
 _CLASSIFIERS = {
     "MIT License": "MIT",
@@ -60,12 +60,20 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """One file's text and the package that it is from."""
+
+    package: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Corpus:
-    """Texts of whole files, split by the hash of their content."""
+    """Whole files, split by the hash of their content."""
 
     packages: tuple[Package, ...]
-    train: tuple[str, ...]
-    heldout: tuple[str, ...]
+    train: tuple[Source, ...]
+    heldout: tuple[Source, ...]
 
 
 def licence_of(distribution: metadata.Distribution) -> str | None:
@@ -84,7 +92,7 @@ def licence_of(distribution: metadata.Distribution) -> str | None:
 def read_corpus() -> Corpus:
     """Read all sources of this environment that the rules let in, in a fixed order."""
     packages: list[Package] = []
-    splits: dict[bool, list[str]] = {False: [], True: []}
+    splits: dict[bool, list[Source]] = {False: [], True: []}
     seen: set[str] = set()
     for name, version, licence, paths in _distributions():
         digest, files, size = hashlib.sha256(), 0, 0
@@ -94,7 +102,7 @@ def read_corpus() -> Corpus:
             seen.add(key)
             digest.update(bytes.fromhex(key))
             files, size = files + 1, size + len(text)
-            splits[int(key[:8], 16) % 100 < _HELDOUT_SHARE].append(text)
+            splits[int(key[:8], 16) % 100 < _HELDOUT_SHARE].append(Source(name, text))
         if files:
             packages.append(Package(name, version, licence, files, size, digest.hexdigest()))
     return Corpus(tuple(packages), tuple(splits[False]), tuple(splits[True]))

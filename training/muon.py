@@ -1,6 +1,7 @@
 """Muon (K. Jordan et al., 2024): momentum whose update is made orthogonal, for the matrices inside the layers.
 
-torch.optim.Muon exists, but iterates in bfloat16, which this project's CPUs emulate (2.8 times slower than float32 there).
+torch.optim.Muon exists, but iterates in bfloat16, which CPUs without AMX or AVX512-BF16 emulate (training under
+bfloat16 autocast ran 2.8 times slower than in float32 there).
 """
 
 from collections import defaultdict

@@ -1,7 +1,7 @@
 """How the parts of a command are said: devices, values, times, switches. Each part keeps words and slots apart.
 
-A `Phrase` holds a template with `{}` where slots go, and the slots' values in order; phrases concatenate, so the template of
-a whole command is known beside its text.
+A `Phrase` holds a template with `{}` where slots go, and the slots' values in order; phrases concatenate, so the
+template of a whole command is known beside its text.
 """
 
 import random
@@ -74,8 +74,8 @@ _OFF = (
 )
 _OPEN = ("open {d}", "open up {d}", "open {d} all the way")
 _CLOSED = ("close {d}", "shut {d}", "close {d} all the way")
-_NUMBER = ("set {d} to {v}", "put {d} at {v}", "bring {d} to {v}", "adjust {d} to {v}", "change {d} to {v}", "{d} to {v}",
-           "i want {d} at {v}", "get {d} to {v}")  # fmt: skip
+_NUMBER = ("set {d} to {v}", "put {d} at {v}", "bring {d} to {v}", "adjust {d} to {v}", "change {d} to {v}",
+           "{d} to {v}", "i want {d} at {v}", "get {d} to {v}")  # fmt: skip
 _COLOUR = ("make {d} {v}", "turn {d} {v}", "set {d} to {v}", "colour {d} {v}", "change {d} to {v}")
 
 

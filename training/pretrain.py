@@ -5,10 +5,8 @@
 
 import argparse
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from .batches import Batch, code_batches, code_stream, command_batches
+from .checkpoint import load_checkpoint, save_checkpoint
 from .commands import generate
 from .corpus import read_corpus
 from .muon import Muon
@@ -28,6 +27,7 @@ WORK = Path(".training")
 MAX_LENGTH = 1024
 COMMAND_TOKENS, CODE_ROWS, CODE_LENGTH = 3600, 4, 512
 """Per step. Commands get the larger share: they need exact answers, and code has no end anyway."""
+PEAK_MUON, PEAK_ADAM = 4e-3, 4e-3
 _SAVE_EVERY = 20
 
 
@@ -55,7 +55,7 @@ def prepare(work: Path) -> tuple[Tokenizer, np.ndarray]:
     """The tokenizer and the training stream of code, made once and kept in `work`."""
     work.mkdir(exist_ok=True)
     if not (work / "code.npy").exists():
-        texts = read_corpus().train
+        texts = [source.text for source in read_corpus().train]
         lines = (f"{command.text}\n{command.truth}\n" for command in islice(generate("train", 7), 30_000))
         tokenizer = train_tokenizer([*texts[::6], *lines])
         save_tokenizer(tokenizer, work, MAX_LENGTH)
@@ -87,14 +87,11 @@ def optimizers_for(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     return [Muon(inner, lr=PEAK_MUON), torch.optim.AdamW(outer, lr=PEAK_ADAM, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-PEAK_MUON, PEAK_ADAM = 4e-3, 4e-3
-
-
 def train(model: LlamaForCausalLM, work: Path, tokens: int) -> None:
     """Train until `tokens` ids were seen. In float32: bfloat16 autocast gives 360 tokens/s where float32 gives 1000."""
     tokenizer, stream = prepare(work)
     optimizers = optimizers_for(model)
-    step, seen = _resume(work / "cloud.pt", model, optimizers)
+    step, seen = load_checkpoint(work / "cloud.pt", model, optimizers)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("cloud", total=tokens, completed=seen)
@@ -109,8 +106,8 @@ def train(model: LlamaForCausalLM, work: Path, tokens: int) -> None:
             progress.update(bar, completed=seen, description=described)
             if step % _SAVE_EVERY == 0:
                 progress.console.print(described, f"tokens {seen}")
-                _save(work / "cloud.pt", model, optimizers, step, seen)
-        _save(work / "cloud.pt", model, optimizers, step, seen)
+                save_checkpoint(work / "cloud.pt", model, optimizers, step, seen)
+        save_checkpoint(work / "cloud.pt", model, optimizers, step, seen)
 
 
 def train_step(
@@ -129,29 +126,13 @@ def train_step(
     return losses
 
 
-def _save(path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int, seen: int) -> None:
-    state: dict[str, Any] = {"model": model.state_dict(), "step": step, "seen": seen}
-    torch.save(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
-
-
-def _resume(path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]) -> tuple[int, int]:
-    """Load a checkpoint if there is one; the steps and tokens done."""
-    with suppress(FileNotFoundError):
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        return state["step"], state["seen"]
-    return 0, 0
-
-
 def save_model(model: LlamaForCausalLM, tokenizer_from: Path, out: Path) -> None:
     """Write a Hugging Face directory: bfloat16 weights, configs and the tokenizer's files."""
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (out / name).write_bytes((tokenizer_from / name).read_bytes())
+    (out / "model.safetensors").chmod(0o644)  # written for its owner alone, while services run as another user
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def write_random_model(
     out: Path,
     *,
     layers: int = 2,
-    hidden: int = 32,
+    hidden: int = 64,
     heads: int = 4,
     kv_heads: int = 2,
     vocab: int = 320,
@@ -35,7 +35,8 @@ def write_random_model(
 ) -> Path:
     """Write config.json, model.safetensors (float32) and the tokenizer's files into `out`, and return `out`.
 
-    `vocab` is at least 259 (specials and bytes); ids past what the little training text yields decode to nothing.
+    The defaults also suit the edge export (heads of 16). `vocab` is at least 259 (specials and bytes); ids past what
+    the little training text yields decode to nothing.
     Two models with equal `vocab` share a tokenizer, whatever their seeds. Raises ValueError when shapes don't divide.
     """
     if hidden % heads or heads % kv_heads or (hidden // heads) % 2:

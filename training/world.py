@@ -1,4 +1,4 @@
-"""The homes and workshops that the commands speak of: kinds of devices, what can be set on them, and where they stand."""
+"""The homes and workshops that the commands speak of: kinds of devices, what can be set on them, where they stand."""
 
 import random
 from dataclasses import dataclass
@@ -111,17 +111,18 @@ WORKSHOP = (
     Kind("lathe", ("lathe", "turning machine"), Quantity("rpm", (" rpm",), 100, 2500, 50, "faster", "slower"), True,
          ("run {d} at {v}", "spin {d} at {v}")),
     Kind("saw", ("saw", "band saw"), None, True, ()),
-    Kind("compressor", ("compressor", "air compressor"), Quantity("pressure", (" bar",), 1, 12, 1, "higher", "lower"), True,
-         ("pump {d} up to {v}", "run {d} at {v}")),
+    Kind("compressor", ("compressor", "air compressor"), Quantity("pressure", (" bar",), 1, 12, 1, "higher", "lower"),
+         True, ("pump {d} up to {v}", "run {d} at {v}")),
     Kind("extractor", ("extractor", "dust extractor", "hood"), _percent("suction", "stronger", "weaker"), True,
          ("run {d} at {v}",)),
-    Kind("kiln", ("kiln", "oven", "furnace"), Quantity("temperature", _DEGREES, 100, 1200, 50, "hotter", "cooler"), True,
-         ("heat {d} to {v}", "fire {d} to {v}")),
+    Kind("kiln", ("kiln", "oven", "furnace"), Quantity("temperature", _DEGREES, 100, 1200, 50, "hotter", "cooler"),
+         True, ("heat {d} to {v}", "fire {d} to {v}")),
     Kind("laser", ("laser", "laser cutter"), _percent("power", "stronger", "weaker"), True, ("run {d} at {v}",)),
-    Kind("pump", ("pump", "coolant pump"), Quantity("flow", (" litres", " liters per minute"), 1, 60, 5, "faster", "slower"),
-         True, ("run {d} at {v}",)),
-    Kind("conveyor", ("conveyor", "belt", "conveyor belt"), Quantity("speed", (" mm/s", " millimetres per second"), 50, 900, 50,
-         "faster", "slower"), True, ("run {d} at {v}",)),
+    Kind("pump", ("pump", "coolant pump"),
+         Quantity("flow", (" litres", " liters per minute"), 1, 60, 5, "faster", "slower"), True, ("run {d} at {v}",)),
+    Kind("conveyor", ("conveyor", "belt", "conveyor belt"),
+         Quantity("speed", (" mm/s", " millimetres per second"), 50, 900, 50, "faster", "slower"), True,
+         ("run {d} at {v}",)),
 )  # fmt: skip
 
 COLOURS = ("red", "green", "blue", "white", "amber", "purple", "pink", "orange")

@@ -1,0 +1,70 @@
+"""Greedy answers of the deployed edge artifact, and what the cloud model would have said at each of their places."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from ..edge.artifact import read_artifact
+from ..edge.model import EdgeModel, SequenceState
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Greedy ids with the probability that the model gave each; the end id is among them if it came."""
+
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+class EdgeReader:
+    """One sequence on an edge directory, with the tokenizer beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        artifact = read_artifact(directory)
+        self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self.eos_ids = artifact.eos_ids
+        self.sequence: SequenceState = EdgeModel.load(artifact).sequence()
+
+    def answer(self, prompt: Sequence[int], max_tokens: int) -> Answer:
+        """Decode from a prompt until an end id or `max_tokens`."""
+        self.sequence.reset()
+        self.sequence.catch_up(prompt)
+        ids: list[int] = []
+        probabilities: list[float] = []
+        while True:
+            ids.append(int(self.sequence.token[0]))
+            probabilities.append(float(self.sequence.features[0, 0]))
+            if ids[-1] in self.eos_ids or len(ids) == max_tokens:
+                return Answer(tuple(ids), tuple(probabilities))
+            self.sequence.step(ids[-1])
+
+    def choices(self, ids: Sequence[int], start: int) -> list[int]:
+        """The edge's greedy choice for each place from `start` (at least 1) on, given the true ids before it."""
+        self.sequence.reset()
+        self.sequence.catch_up(ids[:start])
+        chosen = [int(self.sequence.token[0])]
+        for token in ids[start:-1]:
+            self.sequence.step(token)
+            chosen.append(int(self.sequence.token[0]))
+        return chosen
+
+
+@torch.no_grad()
+def cloud_choices(cloud: LlamaForCausalLM, ids: Sequence[int], start: int) -> list[int]:
+    """The cloud's greedy choice for each place from `start` on, given the ids before it, in one pass."""
+    logits = cloud(torch.tensor([list(ids)]), use_cache=False).logits[0]
+    chosen: list[int] = logits[start - 1 : -1].argmax(-1).tolist()
+    return chosen
+
+
+@torch.no_grad()
+def cloud_answer(cloud: LlamaForCausalLM, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    """The cloud's own greedy answer, its end id included."""
+    ids = torch.tensor([list(prompt)])
+    told = cloud.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False)
+    answer: list[int] = told[0, len(prompt) :].tolist()
+    return answer
