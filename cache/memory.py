@@ -29,7 +29,8 @@ class MemoryStore:
 
     async def get(self, key: CacheKey) -> Entry | None:
         """The entry, unless it is absent or its time is over; it becomes the most recently used."""
-        found = self._tenants.get(key.tenant, {}).get(key.digest)
+        entries = self._tenants.get(key.tenant)
+        found = entries.get(key.digest) if entries else None
         if found is None:
             return None
         entry, expires = found

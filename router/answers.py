@@ -1,0 +1,243 @@
+"""From an admitted request to its events: the cache, a flight that identical requests share, a slot, a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from ..cache.entry import Entry, Recorder, Store
+from ..cache.flight import Flight, Flights, Reader
+from ..cache.keys import CacheKey
+from ..common.clock import Clock
+from ..common.errors import Cancelled, DeadlineExceeded, RequestIdReused
+from ..common.frames import RelayFinished, RelayTokens
+from ..common.types import (
+    Event,
+    Finished,
+    FinishReason,
+    Quality,
+    Request,
+    Started,
+    Timing,
+    Tokens,
+    Usage,
+)
+from .dispatch import Dispatcher, Work
+from .estimates import Estimates, actual_cost
+from .limits import Limits
+from .metrics import Metrics
+from .orders import Order
+from .registry import Registry
+from .scheduler import Job
+from .slots import Slots, Ticket
+
+
+@dataclass(slots=True)
+class _Running:
+    """Who listens under one request id."""
+
+    asked: Request
+    readers: set[Reader]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What answers are made with."""
+
+    registry: Registry
+    slots: Slots
+    dispatcher: Dispatcher
+    store: Store
+    limits: Limits
+    estimates: Estimates
+    metrics: Metrics
+    clock: Clock
+
+
+class Answers:
+    """All answers of this router."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._flights = Flights()
+        self._running: dict[tuple[str, str], _Running] = {}
+
+    @property
+    def running(self) -> int:
+        """Answers that somebody waits for."""
+        return len(self._running)
+
+    async def answer(self, order: Order) -> AsyncGenerator[Event, None]:
+        """Started, Tokens…, Finished. Closing it leaves the flight, which ends when nobody listens any more."""
+        self._check_id(order)
+        model = self._parts.registry.model
+        assert model is not None, "the service waits for a model"
+        key = order.key(model.digests)
+        if order.shared and order.tenant.cache_exact:
+            entry = await self._parts.store.get(key)
+            self._parts.metrics.cache("hit" if entry else "miss")
+            if entry is not None:
+                for event in self._hit(order, model.id, entry):
+                    yield event
+                return
+        async with aclosing(self._listen(order, key, model.id)) as events:
+            async for event in events:
+                yield event
+
+    def cancel(self, tenant: str, request_id: str) -> bool:
+        """Ends a running answer; its stream finishes as cancelled."""
+        running = self._running.get((tenant, request_id))
+        for reader in running.readers if running else ():
+            reader.stop(Cancelled("the request was cancelled"))
+        return running is not None
+
+    def _check_id(self, order: Order) -> None:
+        running = self._running.get((order.tenant.name, order.request.request_id))
+        if running is not None and running.asked != order.asked:
+            raise RequestIdReused("this request id belongs to another running request; use a fresh one")
+
+    def _hit(self, order: Order, model: str, entry: Entry) -> tuple[Event, ...]:
+        if order.metered:
+            self._parts.limits.reserve(order.tenant, 0)
+        self._parts.metrics.tokens("cache", len(entry.ids))
+        started = Started(order.request.request_id, model, order.request.tier, Quality.EXACT)
+        return (started, entry.tokens(), Finished(entry.reason, entry.hit_usage()))
+
+    async def _listen(self, order: Order, key: CacheKey, model: str) -> AsyncGenerator[Event, None]:
+        """One reader's view of a flight: its own id, deadline and bill."""
+        tenant, request_id = order.tenant.name, order.request.request_id
+        flight_key = (key, order.request.tier) if order.shared else (tenant, request_id)
+        reader = self._flights.join(flight_key, order.deadline, lambda flight: self._compute(order, key, model, flight))
+        running = self._running.setdefault((tenant, request_id), _Running(order.asked, set()))
+        running.readers.add(reader)
+        late = DeadlineExceeded("the deadline passed before the answer was complete; allow more time")
+        delay_s = max(0.0, order.deadline - self._parts.clock.now())
+        timer = asyncio.get_running_loop().call_later(delay_s, reader.stop, late)
+        given = 0
+        try:
+            if order.metered and not reader.leads:
+                self._parts.limits.reserve(order.tenant, 0)
+            while (event := await reader.next()) is not None:
+                if isinstance(event, Started):
+                    event = replace(event, request_id=request_id)
+                elif isinstance(event, Tokens):
+                    given += len(event.ids)
+                elif not reader.leads:
+                    event = replace(event, usage=replace(event.usage, billed_tokens=0))
+                yield event
+        except Cancelled:
+            yield Finished(FinishReason.CANCELLED, Usage(completion_tokens=given))
+        finally:
+            timer.cancel()
+            running.readers.discard(reader)
+            if not running.readers:
+                self._running.pop((tenant, request_id), None)
+            await asyncio.shield(reader.leave())
+
+    async def _compute(self, order: Order, key: CacheKey, model: str, flight: Flight) -> AsyncGenerator[Event, None]:
+        """The flight itself: a slot, the answer from the pool, the bill, the cache."""
+        parts, request, tenant = self._parts, order.request, order.tenant
+        prompt = parts.estimates.prompt_tokens(request.prompt)
+        expected = parts.estimates.output_tokens(tenant.name, request.max_tokens)
+        reservation = parts.limits.reserve(tenant, prompt + expected) if order.metered else None
+        meter = _Meter(parts, order, prompt)
+        ticket: Ticket | None = None
+        try:
+            ticket = parts.slots.submit(self._job(order, prompt, expected, order.deadline))
+            yield Started(request.request_id, model, request.tier, Quality.EXACT)
+            try:
+                await ticket.wait()
+            except DeadlineExceeded:
+                if flight.deadline <= parts.clock.now():
+                    raise
+                # The one who came first ran out of time; somebody with more of it still listens.
+                ticket = parts.slots.submit(self._job(order, prompt, expected, flight.deadline))
+                await ticket.wait()
+            meter.dispatched()
+            recorder = Recorder()
+            work = Work(request, tenant.name, lambda: flight.deadline)
+            async with aclosing(parts.dispatcher.answer(work)) as frames:
+                async for frame in frames:
+                    if isinstance(frame, RelayTokens):
+                        meter.tokens(len(frame.ids))
+                        tokens = Tokens(frame.ids, frame.text, frame.origin, frame.logprobs)
+                        recorder.add(tokens)
+                        yield tokens
+                    else:
+                        finished = meter.finished(frame)
+                        entry = recorder.entry(finished.reason, finished.usage)
+                        if order.kept and entry is not None:
+                            await parts.store.put(key, entry, tenant.cache_ttl_s)
+                        yield finished
+        finally:
+            if ticket is not None:
+                ticket.release(meter.cost)
+            if reservation is not None:
+                parts.limits.settle(reservation, meter.used)
+
+    def _job(self, order: Order, prompt: int, expected: float, deadline: float) -> Job:
+        estimates = self._parts.estimates
+        return Job(
+            number=self._parts.slots.number(),
+            tenant=order.tenant.name,
+            tier=order.request.tier,
+            cost=actual_cost(prompt, round(expected)),
+            deadline=deadline,
+            service_s=estimates.ttft_s(prompt) + estimates.tpot_s.value * expected,
+        )
+
+
+class _Meter:
+    """Times and counts of one answer, for its bill, the estimates and the metrics."""
+
+    def __init__(self, parts: Parts, order: Order, prompt: int) -> None:
+        self._parts = parts
+        self._order = order
+        self._prompt = prompt
+        self._output = 0
+        self._begun = parts.clock.now()
+        self._dispatched: float | None = None
+        self._first: float | None = None
+
+    @property
+    def used(self) -> float:
+        """Tokens for the tenant's limit: nothing before the dispatch."""
+        return 0.0 if self._dispatched is None else float(self._prompt + self._output)
+
+    @property
+    def cost(self) -> float:
+        """Work done, as the scheduler counts it."""
+        return 0.0 if self._dispatched is None else actual_cost(self._prompt, self._output)
+
+    def dispatched(self) -> None:
+        """The slot is ours."""
+        self._dispatched = self._parts.clock.now()
+        self._parts.metrics.queued(self._order.request.tier, self._dispatched - self._begun)
+
+    def tokens(self, count: int) -> None:
+        """So many more ids came."""
+        if self._first is None and count:
+            self._first = self._parts.clock.now()
+            self._parts.metrics.first_token(self._order.request.tier, self._first - self._begun)
+        self._output += count
+
+    def finished(self, frame: RelayFinished) -> Finished:
+        """The closing event, with the router's own time and the bill."""
+        now = self._parts.clock.now()
+        request, usage = self._order.request, frame.usage
+        assert self._dispatched is not None
+        self._prompt = usage.prompt_tokens or self._prompt
+        self._parts.estimates.finished(
+            self._order.tenant.name, request.max_tokens, request.prompt, self._prompt, self._output
+        )
+        if self._first is not None:
+            ttft_s = self._first - self._dispatched
+            self._parts.estimates.timed(self._prompt, ttft_s, now - self._first, self._output)
+            self._parts.metrics.tpot(request.tier, now - self._first, self._output)
+        if self._order.metered:
+            self._parts.metrics.tokens("cloud", self._output)
+        queue = Timing("router", "queue", self._dispatched - self._begun)
+        usage = replace(usage, billed_tokens=usage.prompt_tokens + usage.completion_tokens)
+        return Finished(frame.reason, usage, (queue, *frame.timings))

@@ -1,0 +1,142 @@
+"""What a router is made of, wired; follows the workers' coming and going and the configuration's changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ..cache.memory import MemoryStore
+from ..common.clock import Clock
+from ..common.config_types import MeshConfig, TenantConfig
+from ..common.errors import ConfigError, NoWorkers
+from ..common.telemetry import get_logger
+from .answers import Parts
+from .dispatch import WORKER_GRACE_S, Dispatcher
+from .estimates import Estimates
+from .limits import Limits
+from .metrics import Metrics, Snapshot
+from .registry import Registry, Worker
+from .scheduler import Scheduler, TenantRule, TierRule
+from .slots import Slots
+from .tenants import Directory
+
+_log = get_logger()
+
+LARGEST_COST = 4096.0
+"""Cost of one request in the schedule at most, in tokens: what a tier may have to wait for beyond its share."""
+
+_GONE_TENANT = TenantRule(weight=1.0, concurrent=1, queued=1)
+"""For what still runs of a tenant that a reload took away."""
+
+
+class Core:
+    """The parts, and the few events that concern several of them."""
+
+    def __init__(self, mesh: MeshConfig, clock: Clock) -> None:
+        self.directory = Directory(mesh)
+        self.metrics = Metrics(self._snapshot)
+        self._listeners: list[Callable[[], None]] = []
+        self._node_sessions: Callable[[], dict[str, int]] = dict
+        self._refusal: asyncio.TimerHandle | None = None
+        self._was_usable = False
+        registry = Registry(f"router@{mesh.router.advertise}", mesh.router.worker_token, clock, self._workers_changed)
+        scheduler = Scheduler(
+            _tier_rules(mesh), self._tenant_rule, largest_cost=LARGEST_COST, max_queued=mesh.router.queued
+        )
+        self.parts = Parts(
+            registry=registry,
+            slots=Slots(scheduler, clock),
+            dispatcher=Dispatcher(registry, clock, self.metrics.resumed),
+            store=MemoryStore(mesh.cache.max_bytes, clock),
+            limits=Limits(clock),
+            estimates=Estimates(),
+            metrics=self.metrics,
+            clock=clock,
+        )
+
+    def start(self) -> None:
+        """Connects to the workers."""
+        self.parts.registry.follow(self.directory.mesh.router.workers)
+
+    async def close(self) -> None:
+        """Lets go of workers and timers."""
+        if self._refusal is not None:
+            self._refusal.cancel()
+        self.parts.slots.close()
+        await self.parts.registry.close()
+
+    def listen(self, on_change: Callable[[], None]) -> None:
+        """`on_change` is called when the pool becomes usable or stops being so."""
+        self._listeners.append(on_change)
+
+    def watch_nodes(self, sessions: Callable[[], dict[str, int]]) -> None:
+        """Tells where the metrics find the nodes' sessions."""
+        self._node_sessions = sessions
+
+    def check(self, mesh: MeshConfig) -> None:
+        """Raises ConfigError for what only a restart can change."""
+        now, then = self.directory.mesh, mesh
+        if [tier.name for tier in now.tiers] != [tier.name for tier in then.tiers]:
+            raise ConfigError("tiers: names and order of tiers change only with a restart")
+        if (now.router.listen, now.router.metrics) != (then.router.listen, then.router.metrics):
+            raise ConfigError("router.listen and router.metrics change only with a restart")
+
+    def reload(self, directory: Directory) -> None:
+        """Other tenants, limits, shares and workers from now on; what runs goes on."""
+        self.directory = directory
+        self.parts.slots.scheduler.set_tiers(_tier_rules(directory.mesh))
+        self.parts.registry.follow(directory.mesh.router.workers)
+        self.parts.slots.turn()
+
+    def _workers_changed(self) -> None:
+        registry, slots = self.parts.registry, self.parts.slots
+        usable = registry.any_usable
+        slots.resize(registry.capacity)
+        if usable and self._refusal is not None:
+            self._refusal.cancel()
+            self._refusal = None
+        elif not usable and self._refusal is None:
+            self._refusal = asyncio.get_running_loop().call_later(WORKER_GRACE_S, self._refuse)
+        if usable != self._was_usable:
+            self._was_usable = usable
+            for listener in self._listeners:
+                listener()
+
+    def _refuse(self) -> None:
+        """All workers have been away for a while: nobody waits in vain."""
+        self._refusal = None
+        self.parts.slots.refuse_all(NoWorkers("no worker is ready; try again soon", retry_after_s=1.0))
+
+    def _tenant_rule(self, name: str) -> TenantRule:
+        tenant: TenantConfig | None = self.directory.tenants.get(name)
+        if tenant is None:
+            return _GONE_TENANT
+        return TenantRule(tenant.weight, tenant.limits.concurrent, tenant.limits.queued)
+
+    def _snapshot(self) -> Snapshot:
+        scheduler, registry = self.parts.slots.scheduler, self.parts.registry
+        now = self.parts.clock.now()
+        return Snapshot(
+            queued={tier: scheduler.queued(tier) for tier in self.directory.tiers},
+            running=scheduler.running,
+            slots=scheduler.slots,
+            workers={worker.address: _facts(worker, now) for worker in registry.workers},
+            nodes=self._node_sessions(),
+        )
+
+
+def _tier_rules(mesh: MeshConfig) -> list[TierRule]:
+    return [TierRule(tier.name, tier.ttft_s, tier.min_share) for tier in mesh.tiers]
+
+
+def _facts(worker: Worker, now: float) -> dict[str, float]:
+    facts = {"up": float(worker.usable(now)), "in_flight": float(worker.in_flight), "limit": float(worker.limit)}
+    if (load := worker.link.load) is not None:
+        facts |= {
+            "slots": load.slots,
+            "running": load.running,
+            "waiting": load.waiting,
+            "kv_free": load.kv_free,
+            "step_seconds": load.step_s,
+        }
+    return facts

@@ -1,0 +1,160 @@
+"""One answer from the pool, whatever happens to single workers.
+
+A worker that dies, drains or is lost is replaced by another that goes on from the ids already given, with the same
+seed: since the noise depends on (seed, index, token) alone, the text is the one that the first worker would have given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+
+from ..common.clock import Clock
+from ..common.errors import DeadlineExceeded, InternalError, NoWorkers, TiermeshError, Unavailable
+from ..common.frames import CloseReason, Open, RelayFinished, RelayTokens, SessionMode
+from ..common.relay_link import LinkSession
+from ..common.telemetry import get_logger
+from ..common.types import Request
+from .registry import Registry, Worker
+
+_log = get_logger()
+
+MAX_BARREN_ATTEMPTS = 3
+"""Attempts in a row that brought no token; a request that kills each worker it meets must stop somewhere."""
+
+WORKER_GRACE_S = 5.0
+"""How long a running answer waits for a worker when all are gone."""
+
+
+@dataclass(slots=True)
+class Work:
+    """An answer under way: what to ask for, and how far it has come."""
+
+    request: Request
+    tenant: str
+    deadline: Callable[[], float]
+    """Monotonic; may move later while others join, see `Flight.deadline`."""
+    ids: list[int] = field(default_factory=list)
+    """All answer ids so far."""
+    shown_bytes: int = 0
+    """Bytes of their text that were shown."""
+    attempts: int = 0
+    barren: int = 0
+
+    def add(self, frame: RelayTokens) -> None:
+        """More of the answer."""
+        self.ids += frame.ids
+        self.shown_bytes += len(frame.text.encode())
+        self.barren = 0
+
+    def opening(self, mode: SessionMode, now: float) -> Open:
+        """The frame that begins or resumes it at a worker."""
+        return Open(
+            session=0,  # both numbers are the link's own
+            attempt=0,
+            request=self.request,
+            mode=mode,
+            tenant=self.tenant,
+            delivered_ids=tuple(self.ids),
+            delivered_bytes=self.shown_bytes,
+            deadline_left_s=max(self.deadline() - now, 0.001),
+        )
+
+
+class Place:
+    """A session at a worker; closing it frees both."""
+
+    def __init__(self, worker: Worker, session: LinkSession) -> None:
+        self.worker = worker
+        self.session = session
+        worker.in_flight += 1
+        self._open = True
+
+    def close(self, reason: CloseReason) -> None:
+        """Ends the session; safe any number of times."""
+        if self._open:
+            self._open = False
+            self.worker.in_flight -= 1
+            self.session.close(reason)
+
+
+class Dispatcher:
+    """Places work at workers."""
+
+    def __init__(self, registry: Registry, clock: Clock, on_resume: Callable[[], None] = lambda: None) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._on_resume = on_resume
+
+    async def answer(self, work: Work) -> AsyncGenerator[RelayTokens | RelayFinished, None]:
+        """The rest of an answer. Raises the worker's error, or NoWorkers; closing it cancels the work upstream."""
+        place: Place | None = None
+        try:
+            while True:
+                try:
+                    place = await self.place(work, SessionMode.GENERATE, place)
+                    while True:
+                        frame = await place.session.receive()
+                        if isinstance(frame, RelayTokens):
+                            work.add(frame)
+                            yield frame
+                        elif isinstance(frame, RelayFinished):
+                            self.done(place)
+                            yield frame
+                            return
+                except TiermeshError as error:
+                    self.failed(work, place, error)
+        finally:
+            if place is not None:
+                place.close(CloseReason.CANCELLED)
+
+    async def place(self, work: Work, mode: SessionMode, before: Place | None = None) -> Place:
+        """Opens a session at the best worker, another one than `before`. Raises NoWorkers or DeadlineExceeded."""
+        avoid: frozenset[str] = frozenset()
+        if before is not None:
+            before.close(CloseReason.CANCELLED)
+            avoid = frozenset([before.worker.address])
+        while True:
+            left_s = work.deadline() - self._clock.now()
+            if left_s <= 0:
+                raise DeadlineExceeded("the deadline passed before a worker could go on; allow more time")
+            worker = self._registry.pick(avoid)
+            if worker is None:
+                if not await self._registry.wait_usable(min(left_s, WORKER_GRACE_S)):
+                    raise NoWorkers("no worker is ready; try again soon", retry_after_s=1.0)
+                continue
+            place = Place(worker, worker.link.session())
+            try:
+                place.session.open(work.opening(mode, self._clock.now()))
+            except Unavailable:
+                place.close(CloseReason.CANCELLED)
+                await asyncio.sleep(0)  # the link went down in this very turn; the registry hears of it in the next
+                continue
+            work.attempts += 1
+            if work.attempts > 1:
+                self._on_resume()
+                _log.info("resumed", request_id=work.request.request_id, worker=worker.address, delivered=len(work.ids))
+            return place
+
+    def done(self, place: Place) -> None:
+        """The answer is complete."""
+        place.worker.succeeded()
+        place.close(CloseReason.DONE)
+
+    def failed(self, work: Work, place: Place | None, error: TiermeshError) -> None:
+        """Decides after an error: returns when another attempt makes sense, else raises it."""
+        if isinstance(error, NoWorkers) or place is None:
+            raise error
+        if isinstance(error, DeadlineExceeded):
+            # The worker's deadline was that of whoever came first; somebody with more time may have joined since.
+            if work.deadline() - self._clock.now() > 0.01:
+                return
+            raise error
+        if isinstance(error, Unavailable | InternalError):
+            self._registry.failed(place.worker)
+        if not isinstance(error, Unavailable):
+            raise error
+        work.barren += 1
+        if work.barren >= MAX_BARREN_ATTEMPTS:
+            raise error

@@ -1,0 +1,92 @@
+"""The router's process: `python -P -m tiermesh.router.main --help`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import uvloop
+
+from ..common.clock import MonotonicClock
+from ..common.config import MeshConfig, default_mesh, load_config, require_safe_listen
+from ..common.errors import TiermeshError
+from ..common.inference_servicer import InferenceServicer
+from ..common.relay_server import RelayServicer
+from ..common.rpc import RpcServer
+from ..common.telemetry import serve_metrics, setup_logging
+from .lifecycle import follow_health, reload_on_hangup, renew_policies
+from .service import RouterService
+
+GRACE_S = 10.0
+"""What running answers get when the process is told to stop."""
+
+
+def main() -> int:
+    """Exit status: 0 after SIGTERM or SIGINT, 1 when the router can't start."""
+    setup_logging("router")
+    try:
+        arguments = parse(sys.argv[1:])
+        return uvloop.run(serve(arguments))
+    except TiermeshError as error:
+        print(f"router: {error.message}", file=sys.stderr)
+        return 1
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="tiermesh.router.main", description="Run a router.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the mesh's YAML; SIGHUP reads it again")
+    parser.add_argument("--listen", metavar="HOST:PORT")
+    parser.add_argument("--worker", metavar="HOST:PORT[,…]", help="the workers, by comma")
+    parser.add_argument("--metrics", metavar="HOST:PORT")
+    return parser.parse_args(arguments)
+
+
+def read_config(given: argparse.Namespace) -> MeshConfig:
+    """The file's configuration, or the default one, with what the command line says instead. Raises ConfigError."""
+    mesh = load_config(given.config) if given.config else default_mesh()
+    changes = {name: value for name in ("listen", "metrics") if (value := getattr(given, name)) is not None}
+    if given.worker is not None:
+        changes["workers"] = tuple(filter(None, given.worker.split(",")))
+    mesh = replace(mesh, router=replace(mesh.router, **changes))
+    for address in filter(None, (mesh.router.listen, mesh.router.metrics)):
+        require_safe_listen(address, mesh.insecure)
+    return mesh
+
+
+async def serve(given: argparse.Namespace) -> int:
+    """Runs until told to stop; then lets running answers finish."""
+    mesh = read_config(given)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # Supervisors send the one, Ctrl-C in a terminal the other.
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    service, server = RouterService(mesh, MonotonicClock()), RpcServer()
+    server.add_inference(InferenceServicer(service))
+    server.add_relay(RelayServicer(service.connect))
+    address = await server.start(mesh.router.listen)
+    ready = lambda: service.ready  # noqa: E731
+    close = serve_metrics(mesh.router.metrics, service.metrics.registry, ready)[1] if mesh.router.metrics else None
+    async with asyncio.TaskGroup() as tasks:
+        beside = [
+            tasks.create_task(follow_health(service, server)),
+            tasks.create_task(renew_policies(service)),
+            tasks.create_task(reload_on_hangup(service, lambda: read_config(given))),
+        ]
+        print(f"listening {address}", flush=True)
+        await stop.wait()
+        service.drain()
+        await server.stop(GRACE_S)
+        for task in beside:
+            task.cancel()
+    await service.close()
+    if close is not None:
+        close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

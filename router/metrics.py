@@ -1,0 +1,129 @@
+"""What the router tells Prometheus. Labels are tiers, workers and nodes of the configuration, or of fixed sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from ..common.telemetry import LATENCY_BUCKETS_S, TPOT_BUCKETS_S
+
+_WORKER_FACTS = {
+    "up": "1 while requests may go there.",
+    "slots": "Sequences that it runs at once.",
+    "running": "Sequences that run there.",
+    "waiting": "Sequences that wait there.",
+    "kv_free": "Share of its KV pool that is free.",
+    "step_seconds": "Mean time of its recent steps.",
+    "in_flight": "Requests that this router gave it.",
+    "limit": "Requests that this router gives it at most.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is, at the moment of a scrape."""
+
+    queued: dict[str, int]
+    """Waiting requests by tier."""
+    running: int
+    """Requests that hold a slot."""
+    slots: int
+    workers: dict[str, dict[str, float]]
+    """Facts by worker; see `_WORKER_FACTS`."""
+    nodes: dict[str, int]
+    """Sessions by connected edge node."""
+
+
+class _State(Collector):
+    """Gauges read at the scrape itself."""
+
+    def __init__(self, look: Callable[[], Snapshot]) -> None:
+        self._look = look
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Called in the thread of the HTTP port; reads only."""
+        now = self._look()
+        yield _gauge("queue_length", "Requests that wait.", "tier", now.queued)
+        yield GaugeMetricFamily("tiermesh_router_running", "Requests that hold a slot.", value=now.running)
+        yield GaugeMetricFamily("tiermesh_router_slots", "Requests that may run at once.", value=now.slots)
+        for fact, words in _WORKER_FACTS.items():
+            values = {worker: facts[fact] for worker, facts in now.workers.items() if fact in facts}
+            yield _gauge(f"worker_{fact}", words, "worker", values)
+        yield _gauge("node_sessions", "Sessions of each connected edge node.", "node", now.nodes)
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Nothing in advance: the names are fixed, the labels are not."""
+        return iter(())
+
+
+class Metrics:
+    """The instruments of one router."""
+
+    def __init__(self, look: Callable[[], Snapshot]) -> None:
+        self.registry = r = CollectorRegistry()
+        self._requests = Counter(
+            "tiermesh_router_requests_total",
+            "Requests by tier and how they ended (a finish or an error reason).",
+            ["tier", "outcome"],
+            registry=r,
+        )
+        self._tokens = Counter("tiermesh_router_tokens_total", "Answer tokens by origin.", ["origin"], registry=r)
+        self._cache = Counter("tiermesh_router_cache_total", "Look-ups in the result cache.", ["result"], registry=r)
+        self._resumed = Counter("tiermesh_router_resumed_total", "Answers that went on at another worker.", registry=r)
+        self._reports = Counter(
+            "tiermesh_router_edge_units_total", "Units of edge nodes, by what became of them.", ["decision"], registry=r
+        )
+        self._queue_s = _histogram("queue", "Time until a slot was free.", LATENCY_BUCKETS_S, r)
+        self._ttft_s = _histogram("ttft", "Time to the first token.", LATENCY_BUCKETS_S, r)
+        self._tpot_s = _histogram("tpot", "Time per output token after the first.", TPOT_BUCKETS_S, r)
+        r.register(_State(look))
+
+    def ended(self, tier: str, outcome: str) -> None:
+        """A request has its outcome; the tier is one of the configuration, or empty when it never got that far."""
+        self._requests.labels(tier, outcome).inc()
+
+    def tokens(self, origin: Literal["edge", "cloud", "cache"], count: int) -> None:
+        """Answer tokens of one origin."""
+        self._tokens.labels(origin).inc(count)
+
+    def cache(self, result: Literal["hit", "miss"]) -> None:
+        """A look-up."""
+        self._cache.labels(result).inc()
+
+    def resumed(self) -> None:
+        """An answer went on at another worker."""
+        self._resumed.inc()
+
+    def units(self, alone: int, asks: int, handed_over: bool) -> None:
+        """What an edge node reports of one answer."""
+        for decision, count in (("alone", alone), ("ask", asks), ("hand_over", int(handed_over))):
+            self._reports.labels(decision).inc(count)
+
+    def queued(self, tier: str, seconds: float) -> None:
+        """A request got its slot after this time."""
+        self._queue_s.labels(tier).observe(seconds)
+
+    def first_token(self, tier: str, seconds: float) -> None:
+        """A request got its first token after this time."""
+        self._ttft_s.labels(tier).observe(seconds)
+
+    def tpot(self, tier: str, decode_s: float, output_tokens: int) -> None:
+        """An answer took this time after its first token."""
+        if output_tokens > 1:
+            self._tpot_s.labels(tier).observe(decode_s / (output_tokens - 1))
+
+
+def _gauge(name: str, words: str, label: str, values: dict[str, float] | dict[str, int]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"tiermesh_router_{name}", words, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _histogram(name: str, words: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
+    return Histogram(f"tiermesh_router_{name}_seconds", words, ["tier"], buckets=buckets, registry=registry)

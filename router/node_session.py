@@ -1,0 +1,246 @@
+"""One session of an edge node: asks that are verified, or an answer that the cloud gives, whichever worker does it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from ..cache.entry import Entry
+from ..common.config_types import TenantConfig
+from ..common.errors import DeadlineExceeded, InternalError, InvalidRequest, TiermeshError
+from ..common.frames import (
+    Accepted,
+    Ask,
+    CloseReason,
+    DownFrame,
+    Open,
+    RelayFinished,
+    RelayTokens,
+    SessionError,
+    SessionMode,
+    Verdict,
+)
+from ..common.telemetry import get_logger
+from ..common.types import Origin, Started, Tokens
+from .answers import Answers, Parts
+from .dispatch import Place, Work
+from .estimates import actual_cost
+from .orders import Order, order_of
+from .scheduler import Job
+from .slots import Ticket
+from .tenants import Directory
+
+_log = get_logger()
+
+
+class NodeSession:
+    """Runs in a task of its own. Each ask is a job of its own in the schedule: between asks it holds no slot."""
+
+    def __init__(
+        self,
+        opening: Open,
+        tenant: TenantConfig,
+        directory: Directory,
+        parts: Parts,
+        answers: Answers,
+        send: Callable[[DownFrame], None],
+    ) -> None:
+        asked = replace(opening.request, deadline_s=opening.deadline_left_s)
+        now = parts.clock.now()
+        clamped = directory.clamp(asked, tenant)
+        # The edge may have drawn the seed itself; what nobody can ask for again is not worth keeping.
+        self._order: Order = order_of(asked, clamped, tenant, now, seed_given=False, metered=False)
+        self.attempt = opening.attempt
+        self._session = opening.session
+        self._mode = opening.mode
+        self._parts = parts
+        self._answers = answers
+        self._send = send
+        self._work = Work(
+            self._order.request,
+            tenant.name,
+            lambda: self._order.deadline,
+            ids=list(opening.delivered_ids),
+            shown_bytes=opening.delivered_bytes,
+        )
+        self._asks: asyncio.Queue[Ask] = asyncio.Queue()
+        self._place: Place | None = None
+        self._ticket: Ticket | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._reason = CloseReason.CANCELLED
+
+    def start(self, on_end: Callable[[], None]) -> None:
+        """Begins; `on_end` is called when the session has ended by itself."""
+        self._task = asyncio.create_task(self._run(on_end))
+
+    async def cancel(self, reason: CloseReason) -> None:
+        """Ends it from above; returns when worker and slot are free."""
+        if self._task is not None:
+            self._reason = reason
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def ask(self, frame: Ask) -> None:
+        """A unit to verify. Raises InvalidRequest where it can't belong to this session."""
+        if self._mode is not SessionMode.VERIFY:
+            raise InvalidRequest("an ask came for a session that was opened to generate")
+        if not self._asks.empty() or self._ticket is not None:
+            raise InvalidRequest("an ask came before the last one was answered")
+        if frame.position != len(self._work.ids):
+            raise InvalidRequest.field("position", f"is {frame.position}, but {len(self._work.ids)} ids are known here")
+        self._asks.put_nowait(frame)
+
+    async def _run(self, on_end: Callable[[], None]) -> None:
+        error: TiermeshError | None = None
+        try:
+            left_s = self._order.deadline - self._parts.clock.now()
+            async with asyncio.timeout(left_s):
+                await (self._verify() if self._mode is SessionMode.VERIFY else self._generate())
+        except TimeoutError:
+            error = DeadlineExceeded("the deadline passed before the answer was complete; allow more time")
+        except TiermeshError as raised:
+            error = raised
+        except Exception:  # noqa: BLE001 - the top of a task; logged
+            _log.exception("defect", task="node_session", request_id=self._order.request.request_id)
+            error = InternalError("an internal error ended this session; the router's log has the details")
+        finally:
+            self._release_slot(0.0)
+            if self._place is not None:
+                self._place.close(self._reason)
+            on_end()
+        if error is not None:
+            self._send(SessionError(self._session, self.attempt, error))
+
+    async def _verify(self) -> None:
+        """Ask by ask, until one hands over."""
+        ended = False
+        while not ended:
+            ask = await self._asks.get()
+            await self._take_slot(len(ask.alone_ids) + len(ask.draft_ids), hand_over=ask.hand_over)
+            before = len(self._work.ids)
+            ended = await self._visit(ask)
+            self._release_slot(actual_cost(len(ask.alone_ids), max(0, len(self._work.ids) - before)))
+
+    async def _visit(self, ask: Ask) -> bool:
+        """Has a draft verified, and the answer finished if it hands over; True when the session is over."""
+        frame = await self._verdict(ask)
+        if isinstance(frame, Verdict):
+            self._work.ids += [*ask.alone_ids, *ask.draft_ids[: frame.stands]]
+            self._work.ids += [] if frame.next_id is None else [frame.next_id]
+            self._work.barren = 0
+            self._pass_on(frame)
+            if not ask.hand_over:
+                return False
+            await self._stream()
+        else:
+            self._complete(frame)
+        return True
+
+    async def _verdict(self, ask: Ask) -> Verdict | RelayFinished:
+        """Asks until a worker answers; another worker is told all ids and asked the same again."""
+        dispatcher, work = self._parts.dispatcher, self._work
+        broken = self._place is None
+        while True:
+            try:
+                if broken:
+                    self._place = await dispatcher.place(work, SessionMode.VERIFY, self._place)
+                assert self._place is not None
+                self._place.session.ask(len(work.ids), ask.draft_ids, ask.alone_ids, ask.hand_over)
+                while not isinstance(frame := await self._place.session.receive(), Verdict | RelayFinished):
+                    pass
+                return frame
+            except TiermeshError as error:
+                dispatcher.failed(work, self._place, error)
+                broken = True
+
+    async def _stream(self) -> None:
+        """The rest of a handed-over answer."""
+        dispatcher, work = self._parts.dispatcher, self._work
+        while True:
+            assert self._place is not None
+            try:
+                frame = await self._place.session.receive()
+            except TiermeshError as error:
+                dispatcher.failed(work, self._place, error)
+                self._place = await dispatcher.place(work, SessionMode.GENERATE, self._place)
+                continue
+            if isinstance(frame, RelayTokens):
+                work.add(frame)
+                self._pass_on(frame)
+            elif isinstance(frame, RelayFinished):
+                self._complete(frame)
+                return
+
+    def _complete(self, frame: RelayFinished) -> None:
+        assert self._place is not None
+        self._parts.dispatcher.done(self._place)
+        self._pass_on(frame)
+
+    async def _generate(self) -> None:
+        """The whole answer like a client's; the rest of a begun one from the cache or the pool."""
+        if not self._work.ids:
+            await self._whole()
+        elif (entry := await self._entry()) is not None:
+            self._rest_of(entry)
+        else:
+            await self._take_slot(len(self._work.ids), hand_over=True)
+            async with aclosing(self._parts.dispatcher.answer(self._work)) as frames:
+                async for frame in frames:
+                    self._pass_on(frame)
+            self._release_slot(actual_cost(len(self._work.ids), 0))
+
+    async def _whole(self) -> None:
+        position = 0
+        async with aclosing(self._answers.answer(self._order)) as events:
+            async for event in events:
+                if isinstance(event, Started):
+                    self._send(Accepted(self._session, self.attempt, 0, event.tier, event.model))
+                elif isinstance(event, Tokens):
+                    self._pass_on(RelayTokens(0, 0, position, event.ids, event.text, event.logprobs, event.origin))
+                    position += len(event.ids)
+                else:
+                    self._pass_on(RelayFinished(0, 0, event.reason, event.usage, event.timings))
+
+    async def _entry(self) -> Entry | None:
+        """The cached answer, if it begins with the very ids that were given."""
+        model, order = self._parts.registry.model, self._order
+        if model is None or not order.tenant.cache_exact or not order.shared:
+            return None
+        entry = await self._parts.store.get(order.key(model.digests))
+        given = tuple(self._work.ids)
+        return entry if entry is not None and entry.ids[: len(given)] == given else None
+
+    def _rest_of(self, entry: Entry) -> None:
+        given, shown = len(self._work.ids), self._work.shown_bytes
+        text = entry.text.encode()[shown:].decode(errors="ignore")
+        rest = RelayTokens(0, 0, given, entry.ids[given:], text, entry.logprobs[given:], Origin.CACHE)
+        self._pass_on(rest)
+        self._pass_on(RelayFinished(0, 0, entry.reason, entry.hit_usage()))
+
+    def _pass_on(self, frame: RelayTokens | Verdict | RelayFinished) -> None:
+        """Sends a frame under the node's own numbers."""
+        self._send(replace(frame, session=self._session, attempt=self.attempt))
+
+    async def _take_slot(self, reads: int, *, hand_over: bool) -> None:
+        """Waits for a turn: a visit reads a few ids, and the prompt too when the session is new at its worker."""
+        estimates, order = self._parts.estimates, self._order
+        prompt = estimates.prompt_tokens(order.request.prompt) if self._place is None else 0
+        output = estimates.output_tokens(order.tenant.name, order.request.max_tokens) if hand_over else 1.0
+        self._ticket = self._parts.slots.submit(
+            Job(
+                number=self._parts.slots.number(),
+                tenant=order.tenant.name,
+                tier=order.request.tier,
+                cost=actual_cost(prompt + reads, round(output)),
+                deadline=order.deadline,
+                service_s=estimates.ttft_s(prompt + reads) + estimates.tpot_s.value * output,
+            )
+        )
+        await self._ticket.wait()
+
+    def _release_slot(self, cost: float) -> None:
+        if self._ticket is not None:
+            self._ticket.release(cost)
+            self._ticket = None

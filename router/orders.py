@@ -1,0 +1,61 @@
+"""A request that was let in, with all that the router decided about it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+
+from ..cache.keys import CacheKey, cacheable, exact_key
+from ..common.config_types import TenantConfig
+from ..common.types import CacheControl, Digests, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One request of one tenant."""
+
+    request: Request
+    """Clamped, with seed and request id filled in."""
+    asked: Request
+    """As it came, less its deadline: tells a repeated request id from a reused one."""
+    tenant: TenantConfig
+    deadline: float
+    """Monotonic seconds."""
+    seed_given: bool
+    """Whether the client chose the seed, so that the answer is a function of the request."""
+    metered: bool = True
+    """False where an edge node reports the usage itself."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether another request's answer may serve this one."""
+        return self.request.cache is CacheControl.USE and cacheable(self.request, self.seed_given)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the answer may be put into the cache."""
+        wanted = self.request.cache is not CacheControl.BYPASS and self.tenant.cache_exact
+        return wanted and cacheable(self.request, self.seed_given)
+
+    def key(self, digests: Digests) -> CacheKey:
+        """The exact key, for a pool with these digests."""
+        return exact_key(self.request, self.tenant.name, digests)
+
+
+def order_of(
+    asked: Request, clamped: Request, tenant: TenantConfig, now: float, *, seed_given: bool, metered: bool = True
+) -> Order:
+    """Fills in what the first hop draws: a private seed and a request id."""
+    sampling = clamped.sampling
+    if sampling.seed is None:
+        sampling = replace(sampling, seed=secrets.randbits(64))
+    assert clamped.deadline_s is not None, "a clamped request has its tier's deadline"
+    request = replace(clamped, sampling=sampling, request_id=clamped.request_id or secrets.token_hex(8))
+    return Order(
+        request=request,
+        asked=replace(asked, deadline_s=None),
+        tenant=tenant,
+        deadline=now + clamped.deadline_s,
+        seed_given=seed_given,
+        metered=metered,
+    )

@@ -1,0 +1,36 @@
+"""What an edge node may do, as the frame that tells it. Pure."""
+
+from __future__ import annotations
+
+from ..common.config_types import NodeConfig, TenantConfig
+from ..common.frames import Policy, TenantPolicy, TierPolicy
+from .tenants import Directory
+
+VALID_S = 24 * 3600.0
+"""How long a node may go on without the router: a day offline, after which keys revoked meanwhile stop working."""
+
+RENEW_S = 600.0
+"""How often a connected node hears it anew."""
+
+
+def policy_for(directory: Directory, node: NodeConfig) -> Policy:
+    """The node's tenants, as far as they exist, and all tiers."""
+    tenants = [directory.tenants[name] for name in node.tenants if name in directory.tenants]
+    return Policy(
+        tenants=tuple(map(_tenant, tenants)),
+        tiers=tuple(TierPolicy(tier.name, tier.ttft_s, tier.deadline_s) for tier in directory.mesh.tiers),
+        valid_s=VALID_S,
+    )
+
+
+def _tenant(tenant: TenantConfig) -> TenantPolicy:
+    return TenantPolicy(
+        name=tenant.name,
+        key_hashes=tenant.key_hashes,
+        tiers=tenant.tiers,
+        quality=tenant.quality,
+        delta=tenant.delta,
+        degraded_allowed=tenant.degraded_allowed,
+        cache_exact=tenant.cache_exact,
+        cache_ttl_s=tenant.cache_ttl_s,
+    )

@@ -1,0 +1,193 @@
+"""The workers: their links, how busy they are, which of them to use."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+from ..common.clock import Clock
+from ..common.errors import TiermeshError
+from ..common.frames import Hello, Load, Welcome
+from ..common.relay_link import LinkEvents, RelayLink
+from ..common.telemetry import get_logger
+from ..common.types import ModelInfo
+
+_log = get_logger()
+
+_FIRST_LIMIT = 8
+"""Requests at once before the first load frame tells the slots."""
+_QUEUED_AT_ENGINE = 1
+"""Requests kept waiting in the engine, so that a slot never idles for a hop; the rest wait here, in order."""
+_LOW_KV = 0.1
+_FAILURES = 3
+"""So many failures in a row set a worker aside."""
+_EJECTED_S = (1.0, 30.0)
+"""How long, first and at most."""
+
+
+class Worker:
+    """One worker as the router sees it."""
+
+    def __init__(self, address: str, link: RelayLink) -> None:
+        self.address = address
+        self.link = link
+        self.limit = _FIRST_LIMIT
+        """Requests that we give it at once."""
+        self.in_flight = 0
+        """Requests of ours that it works on."""
+        self.foreign = False
+        """Serves another model than the pool."""
+        self.ejected_until = 0.0
+        self._failures = 0
+        self._ejections = 0
+
+    def usable(self, now: float) -> bool:
+        """Whether it may get new requests."""
+        load = self.link.load
+        drains = load is not None and load.draining
+        return self.link.connected and not self.foreign and not drains and now >= self.ejected_until
+
+    def loaded(self, load: Load) -> None:
+        """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up."""
+        if load.waiting > _QUEUED_AT_ENGINE or load.kv_free < _LOW_KV:
+            self.limit = max(1, min(self.limit, load.slots) - 1)
+        else:
+            self.limit = min(self.limit + 1, load.slots + _QUEUED_AT_ENGINE)
+
+    def succeeded(self) -> None:
+        """An answer came through."""
+        self._failures = self._ejections = 0
+
+    def failed(self, now: float) -> bool:
+        """A request failed there; True when the worker is set aside for that."""
+        self._failures += 1
+        if self._failures < _FAILURES:
+            return False
+        self._failures = 0
+        self.ejected_until = now + min(_EJECTED_S[0] * 2**self._ejections, _EJECTED_S[1])
+        self._ejections += 1
+        return True
+
+
+class Registry:
+    """One pool: workers of one model. All methods belong to the event loop's thread."""
+
+    def __init__(self, name: str, token: str | None, clock: Clock, on_change: Callable[[], None]) -> None:
+        self._hello = Hello(name)
+        self._metadata = [("authorization", f"Bearer {token}")] if token else []
+        self._clock = clock
+        self._on_change = on_change
+        self._workers: dict[str, Worker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self.model: ModelInfo | None = None
+        """What the pool serves; stays known while all workers are away."""
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """All that are configured."""
+        return tuple(self._workers.values())
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, str]]:
+        """What the router shows to workers."""
+        return self._metadata
+
+    @property
+    def capacity(self) -> int:
+        """Requests that the usable workers take at once."""
+        now = self._clock.now()
+        return sum(worker.limit for worker in self.workers if worker.usable(now))
+
+    @property
+    def any_usable(self) -> bool:
+        """Whether a request could be dispatched."""
+        now = self._clock.now()
+        return any(worker.usable(now) for worker in self.workers)
+
+    def follow(self, addresses: Iterable[str]) -> None:
+        """Connects to these workers and to no others; links in use by running answers break with their worker."""
+        wanted = list(addresses)
+        for address in [a for a in self._workers if a not in wanted]:
+            self._tasks.pop(address).cancel()
+            del self._workers[address]
+        for address in wanted:
+            if address not in self._workers:
+                self._add(address)
+        self._notify()
+
+    async def close(self) -> None:
+        """Ends all links."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def pick(self, avoid: frozenset[str] = frozenset()) -> Worker | None:
+        """The usable worker with the most room; those to avoid only when there is no other."""
+        now = self._clock.now()
+        usable = [worker for worker in self.workers if worker.usable(now)]
+        fresh = [worker for worker in usable if worker.address not in avoid] or usable
+        return min(fresh, key=lambda w: ((w.in_flight + 1) / w.limit, random.random())) if fresh else None
+
+    async def wait_usable(self, timeout_s: float) -> bool:
+        """Waits until a worker is usable; False when none is in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self.any_usable:
+                    self._changed.clear()
+                    # An ejection ends by time alone, without an event.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.2):
+                            await self._changed.wait()
+        return self.any_usable
+
+    def failed(self, worker: Worker) -> None:
+        """A request failed at a worker."""
+        if worker.failed(self._clock.now()):
+            _log.warning("worker_ejected", worker=worker.address)
+            self._notify()
+
+    def _add(self, address: str) -> None:
+        events = LinkEvents(
+            welcome=lambda welcome: self._welcomed(address, welcome),
+            load=lambda load: self._loaded(address, load),
+            lost=lambda error: self._lost(address, error),
+        )
+        link = RelayLink(address, self._hello, metadata=self._metadata, events=events)
+        self._workers[address] = Worker(address, link)
+        self._tasks[address] = asyncio.create_task(link.run())
+
+    def _welcomed(self, address: str, welcome: Welcome) -> None:
+        worker = self._workers.get(address)
+        if worker is None:
+            return
+        model = welcome.models[0] if welcome.models else None
+        now = self._clock.now()
+        others = [other for other in self.workers if other is not worker and other.usable(now)]
+        if self.model is None or not others:
+            self.model = model or self.model
+        worker.foreign = model is None or self.model is None or model.digests != self.model.digests
+        if worker.foreign:
+            _log.error("worker_serves_another_model", worker=address, model=model.id if model else "")
+        self._notify()
+
+    def _loaded(self, address: str, load: Load) -> None:
+        if worker := self._workers.get(address):
+            before = (worker.limit, worker.usable(self._clock.now()))
+            worker.loaded(load)
+            if before != (worker.limit, worker.usable(self._clock.now())):
+                self._notify()
+
+    def _lost(self, address: str, error: TiermeshError) -> None:
+        _log.warning("worker_lost", worker=address, reason=error.reason)
+        if worker := self._workers.get(address):
+            worker.limit = _FIRST_LIMIT
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._on_change()

@@ -1,0 +1,87 @@
+"""Who calls, and what they may: keys to tenants, nodes to the tenants they serve, and requests held to both."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import replace
+
+from ..common.config_types import MeshConfig, NodeConfig, TenantConfig, TierConfig
+from ..common.errors import DeadlineExceeded, Forbidden, InvalidRequest, Unauthenticated
+from ..common.keys import key_hash
+from ..common.types import Quality, Request
+
+
+class Directory:
+    """The tenants, tiers and nodes of one configuration; a reload makes a new one."""
+
+    def __init__(self, mesh: MeshConfig) -> None:
+        self.mesh = mesh
+        self.tiers: dict[str, TierConfig] = {tier.name: tier for tier in mesh.tiers}
+        self.tenants: dict[str, TenantConfig] = {tenant.name: tenant for tenant in mesh.tenants}
+        self._nodes = {node.name: node for node in mesh.router.nodes}
+        # Looking up a hash tells an attacker at most how a hash begins, never the key.
+        self._by_hash = {stored: tenant for tenant in mesh.tenants for stored in tenant.key_hashes}
+
+    def authenticate(self, key: str) -> TenantConfig:
+        """The tenant of an API key. Raises Unauthenticated."""
+        if not key:
+            raise Unauthenticated("no API key: send the metadata `authorization: Bearer <key>`")
+        tenant = self._by_hash.get(key_hash(key))
+        if tenant is None:
+            raise Unauthenticated("this API key is not known here; ask your operator for one")
+        return tenant
+
+    def tenant(self, name: str) -> TenantConfig:
+        """A tenant by name, as an edge node claims it. Raises Forbidden."""
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            raise Forbidden(f"there is no tenant {name!r}")
+        return tenant
+
+    def node(self, name: str, credential: str) -> NodeConfig:
+        """The edge node that shows this credential. Raises Unauthenticated."""
+        if self.mesh.router.nodes_open:
+            return NodeConfig(name, "", tuple(self.tenants))
+        node = self._nodes.get(name)
+        stored = node.key_hash if node else key_hash("")
+        if not hmac.compare_digest(stored, key_hash(credential)) or node is None or not credential:
+            raise Unauthenticated(
+                f"edge node {name!r} or its credential is not known here; name it under router.nodes and set its "
+                "edge.node_key"
+            )
+        return node
+
+    def clamp(self, request: Request, tenant: TenantConfig) -> Request:
+        """The request held to its tenant: tier and deadline filled in, quality and δ tightened, never loosened.
+
+        Raises InvalidRequest, Forbidden or DeadlineExceeded.
+        """
+        tier = self.tier(request.tier, tenant)
+        asked_s = request.deadline_s
+        if asked_s is not None and asked_s <= 0:
+            raise DeadlineExceeded("the deadline had passed when the request came; allow more time")
+        if request.max_tokens > self.mesh.router.max_tokens:
+            raise InvalidRequest.field(
+                "max_tokens", f"must be at most {self.mesh.router.max_tokens}, not {request.max_tokens}"
+            )
+        return replace(
+            request,
+            tier=tier.name,
+            deadline_s=tier.deadline_s if asked_s is None else min(asked_s, tier.deadline_s),
+            quality=stricter(request.quality, tenant.quality),
+            delta=tenant.delta if request.delta is None else min(request.delta, tenant.delta),
+        )
+
+    def tier(self, name: str, tenant: TenantConfig) -> TierConfig:
+        """The tier that a tenant asks for by name, or its default. Raises InvalidRequest or Forbidden."""
+        name = name or tenant.tiers[0]
+        if name not in self.tiers:
+            raise InvalidRequest.field("tier", f"there is no tier {name!r}; there are {', '.join(self.tiers)}")
+        if name not in tenant.tiers:
+            raise Forbidden(f"tier {name!r} is not open to this tenant; it may use {', '.join(tenant.tiers)}")
+        return self.tiers[name]
+
+
+def stricter(asked: Quality | None, own: Quality) -> Quality:
+    """The stricter of two qualities."""
+    return own if asked is None or asked.looseness >= own.looseness else asked
