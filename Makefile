@@ -16,7 +16,7 @@ PROTOS := $(wildcard protos/tiermesh/v1/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --mypy_out=quiet:$(1) \
 	--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
-.PHONY: help setup check lint types stubs-check layers format stubs test demo bench links redis
+.PHONY: help setup check lint types stubs-check layers format stubs test demo bench wheels links redis
 
 help:
 	@head -1 Makefile | cut -c3-
@@ -89,3 +89,7 @@ demo: .venv/.runtime
 
 bench: .venv/.dev
 	$(BIN)/tiermesh bench walk
+
+# The wheelhouse that the images of deploy/ install from.
+wheels: $(BIN)/python
+	PYTHON=$(BIN)/python deploy/wheels.sh
