@@ -15,7 +15,7 @@ from ..common.config import MeshConfig, default_mesh, load_config, model_path, r
 from ..common.errors import TiermeshError
 from ..common.inference_servicer import InferenceServicer
 from ..common.rpc import RpcServer, channel
-from ..common.telemetry import serve_metrics, setup_logging
+from ..common.telemetry import open_metrics, setup_logging
 from .node import EdgeNode
 from .service import EdgeService
 
@@ -66,7 +66,7 @@ async def serve(mesh: MeshConfig) -> int:
         server.add_inference(InferenceServicer(service))
         address = await server.start(config.listen)
         known, registry = node.tenants.known, node.metrics.registry
-        close = serve_metrics(config.metrics, registry, known.is_set)[1] if config.metrics else lambda: None
+        close = open_metrics(config.metrics, registry, known.is_set)
         async with asyncio.TaskGroup() as tasks:
             beside = [tasks.create_task(node.run()), tasks.create_task(_ready(known, server))]
             print(f"listening {address}", flush=True)

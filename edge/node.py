@@ -49,6 +49,7 @@ class EdgeNode:
         self._free: list[SequenceState] = [model.sequence()]
         # One thread: the graph itself uses `threads` cores, and units of several answers take turns.
         self._thread = ThreadPoolExecutor(1, "edge-model")
+        self._watch()
 
     @classmethod
     def load(cls, config: EdgeConfig) -> EdgeNode:
@@ -86,10 +87,6 @@ class EdgeNode:
         """Ids that end an answer to this request."""
         return frozenset((*self.artifact.eos_ids, *request.stop_ids))
 
-    async def heard(self) -> None:
-        """Returns once a policy is known, from disk or from the router."""
-        await self.tenants.known.wait()
-
     async def run(self) -> None:
         """Keeps the link to the next hop up until cancelled."""
         await self.upstream.run()
@@ -97,6 +94,15 @@ class EdgeNode:
     def close(self) -> None:
         """Ends the model's thread."""
         self._thread.shutdown(wait=True)
+
+    def _watch(self) -> None:
+        """Gauges read what they show when they are asked."""
+        metrics, pace = self.metrics, self.pace
+        metrics.running.set_function(lambda: self.admission.running)
+        metrics.waiting.set_function(lambda: self.admission.waiting)
+        metrics.connected.set_function(lambda: self.upstream.connected)
+        metrics.acceptance.set_function(lambda: pace.acceptance.get(0.0))
+        metrics.visit.set_function(lambda: pace.travel_s.get(0.0))
 
     def _warm_up(self) -> None:
         """The first runs allocate; 20 times a step's time on a small model. No request should pay that."""
