@@ -17,7 +17,7 @@ from ..common.errors import TiermeshError
 from ..common.inference_servicer import InferenceServicer
 from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
-from ..common.telemetry import serve_metrics, setup_logging
+from ..common.telemetry import open_metrics, setup_logging
 from .loading import load_worker
 from .loads import Loads
 from .relay import WorkerPeer
@@ -71,9 +71,7 @@ async def serve(mesh: MeshConfig) -> int:
     server.add_inference(InferenceServicer(worker))
     server.add_relay(RelayServicer(partial(WorkerPeer.connect, worker, loads)))
     address = await server.start(config.listen)
-    close = (
-        serve_metrics(config.metrics, worker.metrics.registry, worker.accepts)[1] if config.metrics else lambda: None
-    )
+    close = open_metrics(config.metrics, worker.metrics.registry, worker.accepts)
     worker.engine.start(asyncio.get_running_loop())
     telling = asyncio.create_task(loads.run())
     await server.ready(True)

@@ -91,3 +91,15 @@ def serve_metrics(
         thread.join()
 
     return f"{host}:{server.server_port}", close
+
+
+def open_metrics(listen: str | None, registry: CollectorRegistry, ready: Callable[[], bool]) -> Callable[[], None]:
+    """For mains: `serve_metrics` where the configuration asks for it, and a line `metrics host:port` on stdout.
+
+    Returns what closes the port.
+    """
+    if listen is None:
+        return lambda: None
+    address, close = serve_metrics(listen, registry, ready)
+    print(f"metrics {address}", flush=True)
+    return close

@@ -17,7 +17,7 @@ from ..common.errors import TiermeshError
 from ..common.inference_servicer import InferenceServicer
 from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
-from ..common.telemetry import serve_metrics, setup_logging
+from ..common.telemetry import open_metrics, setup_logging
 from .lifecycle import follow_health, reload_on_hangup, renew_policies
 from .service import RouterService
 
@@ -68,8 +68,7 @@ async def serve(given: argparse.Namespace) -> int:
     server.add_inference(InferenceServicer(service))
     server.add_relay(RelayServicer(service.connect))
     address = await server.start(mesh.router.listen)
-    ready = lambda: service.ready  # noqa: E731
-    close = serve_metrics(mesh.router.metrics, service.metrics.registry, ready)[1] if mesh.router.metrics else None
+    close = open_metrics(mesh.router.metrics, service.metrics.registry, lambda: service.ready)
     async with asyncio.TaskGroup() as tasks:
         beside = [
             tasks.create_task(follow_health(service, server)),
@@ -83,8 +82,7 @@ async def serve(given: argparse.Namespace) -> int:
         for task in beside:
             task.cancel()
     await service.close()
-    if close is not None:
-        close()
+    close()
     return 0
 
 

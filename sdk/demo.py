@@ -54,7 +54,7 @@ async def run_demo(as_json: bool) -> None:
         mesh = await Mesh(ports=ANY_PORTS).__aenter__()
     try:
         addresses = ", ".join(f"{name} {address}" for name, address in mesh.addresses.items())
-        console.print(f"the mesh runs: {addresses}", style="dim")
+        console.print(f"the mesh runs: {addresses}", style="dim", soft_wrap=True)
         console.print(legend())
         answers: list[tuple[str, Answer]] = []
         async with AsyncClient(mesh.addresses["edge"], api_key=DEMO_KEY) as client:
@@ -81,9 +81,9 @@ async def _ask(client: AsyncClient, console: Console, prompt: str, max_tokens: i
             answer = gatherer.add(event) or answer
     if answer is None:
         raise InternalError("an answer ended without its end")
-    console.print(prompt.rstrip("\n"), style="bold", markup=False)
-    console.print(coloured(pieces))
-    console.print(facts(answer))
+    console.print(prompt.rstrip("\n"), style="bold", markup=False, soft_wrap=True)
+    console.print(coloured(pieces), soft_wrap=True)
+    console.print(facts(answer), "", sep="\n", soft_wrap=True)
     return answer
 
 
