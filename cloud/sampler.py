@@ -78,7 +78,8 @@ def penalize(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
     logits = torch.where(in_all > 0, repeated, logits)
     presence, frequency = _column(rows, "presence_penalty", logits), _column(rows, "frequency_penalty", logits)
-    return logits - presence * (in_answer > 0) - frequency * in_answer
+    penalty: Tensor = presence * (in_answer > 0) + frequency * in_answer
+    return logits - penalty
 
 
 def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:

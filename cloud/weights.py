@@ -123,7 +123,7 @@ class _Source:
         path = self._where[name]
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                tensor = file.get_tensor(name)
+                tensor: Tensor = file.get_tensor(name)
         except (OSError, SafetensorError) as exc:
             raise ModelDirError(f"{path}: {name} can't be read: {exc}") from exc
         if tuple(tensor.shape) != shape:
@@ -152,7 +152,7 @@ def _index(directory: Path) -> dict[str, Path]:
     paths = sorted(directory.glob("*.safetensors"))
     if not paths:
         raise ModelDirError(f"{directory} is no complete model directory: it holds no *.safetensors")
-    where = {}
+    where: dict[str, Path] = {}
     for path in paths:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:

@@ -159,5 +159,5 @@ def test_broken_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelDirError, match="can't be read"):
         load(tmp_path)
     weights.unlink()
-    with pytest.raises(ModelDirError, match="no \\*.safetensors"):
+    with pytest.raises(ModelDirError, match=r"no \*\.safetensors"):
         load(tmp_path)
