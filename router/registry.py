@@ -42,6 +42,7 @@ class Worker:
         self.ejected_until = 0.0
         self._failures = 0
         self._ejections = 0
+        self._known = False
 
     def usable(self, now: float) -> bool:
         """Whether it may get new requests."""
@@ -51,10 +52,16 @@ class Worker:
 
     def loaded(self, load: Load) -> None:
         """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up."""
-        if load.waiting > _QUEUED_AT_ENGINE or load.kv_free < _LOW_KV:
+        if not self._known:
+            self.limit, self._known = load.slots + _QUEUED_AT_ENGINE, True
+        elif load.waiting > _QUEUED_AT_ENGINE or load.kv_free < _LOW_KV:
             self.limit = max(1, min(self.limit, load.slots) - 1)
         else:
             self.limit = min(self.limit + 1, load.slots + _QUEUED_AT_ENGINE)
+
+    def lost(self) -> None:
+        """The stream broke; what comes next may have other slots."""
+        self.limit, self._known = _FIRST_LIMIT, False
 
     def succeeded(self) -> None:
         """An answer came through."""
@@ -185,7 +192,7 @@ class Registry:
     def _lost(self, address: str, error: TiermeshError) -> None:
         _log.warning("worker_lost", worker=address, reason=error.reason)
         if worker := self._workers.get(address):
-            worker.limit = _FIRST_LIMIT
+            worker.lost()
         self._notify()
 
     def _notify(self) -> None:

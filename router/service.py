@@ -24,7 +24,7 @@ from .unary import Unary
 
 _log = get_logger()
 
-WORKER_GRACE_S = 2.0
+FIRST_WORKER_GRACE_S = 2.0
 """How long a request waits for a first worker before it is refused: a worker restarts or reconnects in less."""
 
 
@@ -126,7 +126,7 @@ class RouterService:
         tenant = self._tenant(caller)
         clamped = self._core.directory.clamp(request, tenant)
         model = await self._model(request.model, clamped.deadline_s)
-        check_request(clamped, _limits(model))
+        check_request(request, _limits(model))
         if not isinstance(request.prompt, str) and request.prompt and isinstance(request.prompt[0], int):
             check_prompt_length(len(request.prompt), request.max_tokens, _limits(model))
         return order_of(request, clamped, tenant, self._clock.now(), seed_given=request.sampling.seed is not None)
@@ -140,7 +140,7 @@ class RouterService:
         """What is asked for. Raises NoWorkers after a short grace, or ModelNotFound."""
         registry = self._core.parts.registry
         if not registry.any_usable:
-            grace_s = WORKER_GRACE_S if deadline_s is None else min(WORKER_GRACE_S, deadline_s)
+            grace_s = FIRST_WORKER_GRACE_S if deadline_s is None else min(FIRST_WORKER_GRACE_S, deadline_s)
             if not await registry.wait_usable(grace_s):
                 raise NoWorkers("no worker is ready; try again soon", retry_after_s=1.0)
         model = registry.model
