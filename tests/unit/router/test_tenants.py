@@ -1,0 +1,125 @@
+"""Requests held to their tenant; estimates; the policy for nodes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tiermesh.common.config import MeshConfig, NodeConfig, default_mesh
+from tiermesh.common.errors import DeadlineExceeded, Forbidden, InvalidRequest, Unauthenticated
+from tiermesh.common.keys import key_hash
+from tiermesh.common.types import ChatMessage, Quality, Request
+from tiermesh.router.estimates import Decayed, DrainRate, Estimates, RunningMedian
+from tiermesh.router.policy import policy_for
+from tiermesh.router.tenants import Directory, stricter
+
+REQUEST = Request("x", 8)
+
+
+def mesh(**changes: object) -> MeshConfig:
+    base = default_mesh({})
+    (demo,) = base.tenants
+    return replace(base, tenants=(replace(demo, **changes),))  # type: ignore[arg-type]
+
+
+def test_a_request_gets_its_tenants_defaults() -> None:
+    base = mesh(delta=0.02)
+    clamped = Directory(base).clamp(REQUEST, base.tenants[0])
+    assert (clamped.tier, clamped.deadline_s, clamped.quality, clamped.delta) == (
+        "standard",
+        30.0,
+        Quality.BOUNDED,
+        0.02,
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "used"),
+    [
+        (Quality.BOUNDED, None, Quality.BOUNDED),
+        (Quality.BOUNDED, Quality.EXACT, Quality.EXACT),
+        (Quality.BOUNDED, Quality.EDGE, Quality.BOUNDED),
+        (Quality.EXACT, Quality.EDGE, Quality.EXACT),
+        (Quality.EDGE, Quality.BOUNDED, Quality.BOUNDED),
+    ],
+)
+def test_quality_is_tightened_never_loosened(own: Quality, asked: Quality | None, used: Quality) -> None:
+    assert stricter(asked, own) is used
+
+
+def test_deadline_and_delta_are_tightened_never_loosened() -> None:
+    base = mesh(delta=0.05)
+    directory, tenant = Directory(base), base.tenants[0]
+    loose = directory.clamp(replace(REQUEST, deadline_s=1e6, delta=0.5), tenant)
+    assert (loose.deadline_s, loose.delta) == (30.0, 0.05)
+    tight = directory.clamp(replace(REQUEST, deadline_s=2.0, delta=0.01, tier="batch"), tenant)
+    assert (tight.deadline_s, tight.delta, tight.tier) == (2.0, 0.01, "batch")
+    with pytest.raises(DeadlineExceeded):
+        directory.clamp(replace(REQUEST, deadline_s=0.0), tenant)
+    with pytest.raises(InvalidRequest, match="max_tokens: must be at most 4096"):
+        directory.clamp(replace(REQUEST, max_tokens=5000), tenant)
+
+
+def test_tiers_must_exist_and_be_allowed() -> None:
+    base = mesh(tiers=("batch",))
+    directory = Directory(base)
+    assert directory.tier("", base.tenants[0]).name == "batch"
+    with pytest.raises(Forbidden):
+        directory.tier("realtime", base.tenants[0])
+    with pytest.raises(InvalidRequest):
+        directory.tier("warp", base.tenants[0])
+
+
+def test_nodes_need_their_own_credential_once_any_is_named() -> None:
+    base = mesh()
+    assert Directory(base).node("any", "").tenants == ("demo",)
+    nodes = (NodeConfig("shop", key_hash("secret"), ("demo", "gone")),)
+    closed = Directory(replace(base, router=replace(base.router, nodes=nodes)))
+    shop = closed.node("shop", "secret")
+    assert [tenant.name for tenant in policy_for(closed, shop).tenants] == ["demo"]
+    for name, credential in (("shop", ""), ("shop", "wrong"), ("other", "secret"), ("other", "")):
+        with pytest.raises(Unauthenticated):
+            closed.node(name, credential)
+    beyond = Directory(replace(base, insecure=True, router=replace(base.router, listen="0.0.0.0:1")))
+    with pytest.raises(Unauthenticated):
+        beyond.node("any", "")
+
+
+def test_medians_and_means_forget() -> None:
+    seen = RunningMedian(5.0, window=3)
+    assert seen.value == 5.0
+    for value in (1.0, 2.0, 3.0, 100.0, 101.0):
+        seen.add(value)
+    assert seen.value == 100.0
+    mean = Decayed(9.0, half_life=1.0)
+    mean.add(1.0)
+    assert mean.value == 1.0
+    mean.add(3.0)
+    assert mean.value == 2.0
+
+
+def test_the_drain_rate_counts_time_with_work_waiting_only() -> None:
+    rate = DrainRate()
+    rate.add(100.0, 0.0)
+    assert rate.per_s is None
+    for _ in range(200):
+        rate.add(10.0, 0.5)
+    assert rate.per_s == pytest.approx(20.0, rel=0.05)
+
+
+def test_costs_follow_what_answers_turn_out_to_be() -> None:
+    estimates = Estimates()
+    assert estimates.prompt_tokens((1, 2, 3)) == 3
+    assert estimates.output_tokens("a", 16) == 16
+    for _ in range(9):
+        estimates.finished("a", 200, "x" * 100, 50, 10)
+    assert estimates.output_tokens("a", 200) == 10
+    assert estimates.output_tokens("b", 200) == 64
+    assert estimates.prompt_tokens("y" * 10) == 5
+    assert estimates.prompt_tokens((ChatMessage("user", "y" * 20),)) == 10
+    assert estimates.cost("a", 5, 200) == 25
+    estimates.timed(100, 0.2, 0.9, 10)
+    assert estimates.tpot_s.value == pytest.approx(0.1)
+    assert estimates.ttft_s(50) == pytest.approx(0.2)
+    assert estimates.ttft_s(200) == pytest.approx(0.4)
