@@ -7,16 +7,21 @@ logits: other batch shapes round differently in fp32.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from .. import Answer, AsyncClient
+from ..common.config import DEMO_KEY
 from ..common.frames import Hello, Open, RelayFinished, RelayTokens, SessionMode, Verdict
 from ..common.noise import gumbel
 from ..common.relay_link import LinkSession, RelayLink
 from ..common.types import Request, Sampling
+from ..supervise import ANY_PORTS, Mesh
+from .prompts import heldout
+from .results import require_green, write_result
 
 NEAR_TIE = 1e-3
 """Nats between the two best candidates, noise included, below which fp32 rounding may decide."""
@@ -149,3 +154,32 @@ async def _parting(alone: AsyncClient, way: str, run: Run, ids: tuple[int, ...],
         noise = gumbel(run.seed, index, [ids[index], got[index]])
         margin = margin / run.temperature + float(noise[0] - noise[1])
     return Parting(way, run, index, abs(margin))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`same_text [--runs 300] [--force]`; writes same_text.json."""
+    parser = argparse.ArgumentParser(prog="same_text")
+    parser.add_argument("--runs", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--force", action="store_true", help="run on a tree that was not tested")
+    options = parser.parse_args(arguments)
+    green = require_green(options.force)
+    report = asyncio.run(_on_a_mesh(make_runs(heldout(), options.runs, options.seed)))
+    for parting in report.partings:
+        run = parting.run
+        print(f"parted: {parting.way}, T={run.temperature}, index {parting.index}, margin {parting.margin:.2e} nats")
+    print(f"{report.parted_runs} of {report.runs} runs parted, in {report.comparisons} comparisons")
+    figures = {
+        "runs": report.runs,
+        "comparisons": report.comparisons,
+        "parted_runs": report.parted_runs,
+        "near_ties": sum(parting.margin < NEAR_TIE for parting in report.partings),
+        "partings": [asdict(parting) for parting in report.partings],
+    }
+    write_result("same_text", figures, green=green)
+
+
+async def _on_a_mesh(runs: Sequence[Run]) -> Report:
+    async with Mesh(ports=ANY_PORTS) as mesh:
+        at = mesh.addresses
+        return await check(runs, worker=at["cloud"], router=at["router"], edge=at["edge"], key=DEMO_KEY)
