@@ -1,8 +1,9 @@
 #!/bin/sh
-# Makes the keys of a compose mesh, once, in deploy/.env, where only its owner and Compose read them.
+# Makes the keys of a compose mesh, once, in deploy/.env, where only its owner and Compose read them. KEYS_FILE names
+# another file.
 set -eu
 
-file=$(dirname "$0")/.env
+file=${KEYS_FILE:-$(dirname "$0")/.env}
 [ ! -e "$file" ] || { echo "$file exists: remove it to make new keys" >&2; exit 1; }
 
 key() { echo "tm_$(head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n')"; }
