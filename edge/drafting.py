@@ -85,7 +85,7 @@ class LocalDraft:
         begun = time.perf_counter()
         picks = [self._picker.pick(state)]
         ids = [picks[0].id]
-        while len(ids) < room and not self._interrupted and not self._borders.closes(ids):
+        while len(ids) < room and not (self._borders.closes(ids) or self._interrupted):
             state.step(ids[-1])
             picks.append(self._picker.pick(state))
             ids.append(picks[-1].id)

@@ -25,7 +25,7 @@ from ..common.errors import DeadlineExceeded, InternalError, Unavailable
 from ..common.frames import CloseReason, RelayFinished, RelayTokens, Verdict
 from ..common.types import Finished, FinishReason, Origin, Quality, Timing, Tokens, Usage
 from .answer import Answer
-from .chooser import Course, prefers_streaming
+from .chooser import Course, prefers_streaming, worthwhile_drafts
 from .drafting import Draft
 from .trust import Decision, Trust
 from .units import Unit
@@ -141,15 +141,18 @@ class Session:
             self._draft = await self._open_draft()
         draft = self._draft
         before_s, before = draft.decode_s, draft.tokens
-        unit = await draft.unit(self._prompt_ids + self.answer.ids, self.answer.room)
+        room = self.answer.room
+        if self._terms.quality is Quality.EXACT:
+            room = min(room, worthwhile_drafts(self._course))
+        unit = await draft.unit(self._prompt_ids + self.answer.ids, room)
         self._course.pace.edge_step_s.add((draft.decode_s - before_s) / (draft.tokens - before or 1))
         return unit
 
     def _decide(self, unit: Unit) -> Decision:
         begun = time.perf_counter()
         decision = self._trust.decide(unit, self._terms.quality, self._terms.delta)
-        self._course.decided(alone=decision is Decision.ALONE)
-        if decision is Decision.ASK and prefers_streaming(self._course, self._upstream.cloud_step_s, len(unit.ids)):
+        self._course.decided(len(unit.ids), alone=decision is Decision.ALONE)
+        if decision is Decision.ASK and prefers_streaming(self._course, self._upstream.cloud_step_s):
             decision = Decision.HAND_OVER
         self._spent["decision"] += time.perf_counter() - begun
         return decision
@@ -162,12 +165,12 @@ class Session:
         if not self._upstream.connected:
             raise self._upstream.why_down()
         asked = time.perf_counter()
-        self._asks += 1
         try:
             verdict = await self._visits.ask(self.answer, unit.ids, hand_over)
         finally:
             took_s = time.perf_counter() - asked
             self._spent["relay"] += took_s
+        self._asks += 1
         if isinstance(verdict, RelayFinished):
             self._end(verdict)
             return

@@ -25,7 +25,14 @@ from tiermesh.common.keys import key_hash
 from tiermesh.common.types import Digests, ModelInfo, Quality, Request
 from tiermesh.edge.admission import Admission
 from tiermesh.edge.artifact import Architecture
-from tiermesh.edge.chooser import Course, Pace, asking_s_per_token, expected_tokens, prefers_streaming
+from tiermesh.edge.chooser import (
+    Course,
+    Pace,
+    asking_s_per_token,
+    expected_tokens,
+    prefers_streaming,
+    worthwhile_drafts,
+)
 from tiermesh.edge.intake import Situation, fill, goes_up_whole, limits
 from tiermesh.edge.tenants import Grant, Tenants
 from tiermesh.edge.trust import Decision, Trust, score
@@ -101,22 +108,46 @@ def measured(edge_s: float, travel_s: float, verify_s: float, stream_s: float) -
 
 def test_hand_over_follows_rtt_and_acceptance() -> None:
     near, far = measured(0.5e-3, 1e-3, 5e-3, 5e-3), measured(0.5e-3, 100e-3, 5e-3, 5e-3)
-    assert not prefers_streaming(Course(near, may_be_alone=False), None, 16)
-    assert prefers_streaming(Course(far, may_be_alone=False), None, 16)
+    assert not prefers_streaming(Course(near, may_be_alone=False), None)
+    assert prefers_streaming(Course(far, may_be_alone=False), None)
     unlucky = Course(near, may_be_alone=False)
     for _ in range(8):
         unlucky.visited(drafted=16, stands=0)
-    assert prefers_streaming(unlucky, None, 16)
+    assert prefers_streaming(unlucky, None)
     trusted = Course(far, may_be_alone=True, units=50, alone_units=50)
-    assert not prefers_streaming(trusted, None, 16)
+    assert not prefers_streaming(trusted, None)
 
 
 def test_the_clouds_word_counts_until_a_stream_was_measured() -> None:
     pace = measured(1e-3, 50e-3, 5e-3, 5e-3)
     pace.stream_step_s.value = None
     course = Course(pace, may_be_alone=False)
-    assert not prefers_streaming(course, None, 16)
-    assert prefers_streaming(course, 1e-3, 16)
+    assert prefers_streaming(course, 1e-3)
+    assert not prefers_streaming(course, 1.0)
+    assert prefers_streaming(course, None), "a step is no longer than a verification: 5 ms"
+    pace.verify_s.value = None
+    assert not prefers_streaming(course, None), "nothing is known"
+
+
+@given(acceptance=st.floats(0, 1), visit=st.floats(1e-3, 0.5), edge=st.floats(1e-4, 5e-3))
+def test_drafts_are_as_many_as_pay(acceptance: float, visit: float, edge: float) -> None:
+    pace = measured(edge, visit / 2, visit / 2, 5e-3)
+    pace.acceptance.value = acceptance
+    course = Course(pace, may_be_alone=False)
+    best = worthwhile_drafts(course)
+    costs = [asking_s_per_token(edge, visit, course.acceptance, 0.0, n) for n in range(1, 17)]
+    assert costs[best - 1] <= min(costs) * (1 + 1e-9)
+    assert worthwhile_drafts(Course(Pace(), may_be_alone=False)) == 16
+
+
+def test_poor_acceptance_shortens_drafts_and_far_clouds_lengthen_them() -> None:
+    def drafts(acceptance: float, travel_s: float) -> int:
+        pace = measured(1e-3, travel_s, 5e-3, 5e-3)
+        pace.acceptance.value = acceptance
+        return worthwhile_drafts(Course(pace, may_be_alone=False))
+
+    assert drafts(0.3, 1e-3) < drafts(0.7, 1e-3) < drafts(0.95, 1e-3) <= 16
+    assert drafts(0.7, 1e-3) < drafts(0.7, 0.1)
 
 
 def test_borders() -> None:

@@ -397,11 +397,11 @@ async def test_hand_over_streams_the_rest_and_gives_the_kv_cache_back() -> None:
     assert parts.session.answer.by_origin[Origin.CLOUD] > 0
 
 
-async def test_no_streaming_is_preferred_before_it_was_measured() -> None:
+async def test_the_first_visit_measures_before_anything_is_handed_over() -> None:
     parts = await long_answer(skill=0.0)
-    finished = await finish(parts)
-    assert not finished.usage.handed_over
-    assert finished.usage.asks > 1
+    parts.link.load = None
+    await finish(parts)
+    assert [ask.hand_over for ask in parts.link.asks][:2] == [False, False]
 
 
 @pytest.mark.parametrize("quality", [Quality.EXACT, Quality.BOUNDED])
