@@ -19,9 +19,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from ..common.errors import DeadlineExceeded, InternalError, Unavailable
+from ..common.errors import DeadlineExceeded, InternalError, TiermeshError, Unavailable
 from ..common.frames import CloseReason, RelayFinished, RelayTokens, Verdict
 from ..common.types import Finished, FinishReason, Origin, Quality, Timing, Tokens, Usage
 from .answer import Answer
@@ -32,8 +33,11 @@ from .units import Unit
 from .upstream import Upstream
 from .visits import Visits
 
-RESUME_WAIT_S = 5.0
+RESUME_WAIT_S = 30.0
 """How long a begun answer waits for a broken stream, if its deadline allows as much."""
+
+_LAST_WORD_S = 0.2
+"""How long a complete answer waits for the cloud's usage and timings."""
 
 _RESUMES = 5
 """Broken streams that one answer survives."""
@@ -107,6 +111,7 @@ class Session:
                         await self._follow()
                     else:
                         await self._advance()
+                await self._hear_out()
             closing = CloseReason.DONE
             self._note_stream()
         except TimeoutError as exc:
@@ -220,6 +225,15 @@ class Session:
         else:
             self._clock_stream(frame)
             self._show(self.answer.take(frame.ids, frame.origin, frame.logprobs))
+
+    async def _hear_out(self) -> None:
+        """After the last streamed token the cloud says what it all took: most often in the very same message."""
+        if self._handed_over and self._stream and self._told is None:
+            with suppress(TimeoutError, TiermeshError):
+                async with asyncio.timeout(_LAST_WORD_S):
+                    while not isinstance(frame := await self._visits.more(), RelayFinished):
+                        pass
+                self._told = frame
 
     async def _await_stream(self, lost: Unavailable) -> None:
         """Returns when a begun answer can be resumed; raises `lost` when waiting makes no sense or is in vain."""
