@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .config_build import build_mesh, model_path
-from .config_schema import is_loopback
+from .config_schema import is_loopback, split_address
 from .config_types import (
     CacheConfig,
     CloudConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "TenantConfig",
     "TenantLimits",
     "TierConfig",
+    "check_address",
     "default_mesh",
     "load_config",
     "model_path",
@@ -72,13 +73,18 @@ def default_mesh(environ: Mapping[str, str] | None = None) -> MeshConfig:
     return _finish(document, Path.cwd(), environ)
 
 
-def require_safe_listen(address: str, insecure: bool) -> None:
-    """Refuses to serve plain connections beyond loopback unless the operator said so."""
+def check_address(address: str) -> None:
+    """Raises ConfigError for what is no `host:port`."""
     try:
-        safe = insecure or is_loopback(address)
+        split_address(address)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
-    if not safe:
+
+
+def require_safe_listen(address: str, insecure: bool) -> None:
+    """Refuses to serve plain connections beyond loopback unless the operator said so."""
+    check_address(address)
+    if not insecure and not is_loopback(address):
         raise ConfigError(
             f"{address} is open beyond this machine and connections are not encrypted: listen on 127.0.0.1, "
             "or set `insecure: true` (TIERMESH_INSECURE=true) where the network itself is trusted"

@@ -75,16 +75,29 @@ class Answers:
         model = self._parts.registry.model
         assert model is not None, "the service waits for a model"
         key = order.key(model.digests)
-        if order.shared and order.tenant.cache_exact:
-            entry = await self._parts.store.get(key)
-            self._parts.metrics.cache("hit" if entry else "miss")
-            if entry is not None:
-                for event in self._hit(order, model.id, entry):
-                    yield event
-                return
-        async with aclosing(self._listen(order, key, model.id)) as events:
-            async for event in events:
+        if (entry := await self._cached(order, key)) is not None:
+            for part in self._hit(order, model.id, entry):
+                yield part
+            return
+        reader = self._join(order, key, model.id)
+        timer = self._end_in_time(order, reader)
+        given = 0
+        try:
+            if order.metered and not reader.leads:
+                self._parts.limits.reserve(order.tenant, 0)
+            while (event := await reader.next()) is not None:
+                if isinstance(event, Tokens):
+                    given += len(event.ids)
+                elif isinstance(event, Started):
+                    event = replace(event, request_id=order.request.request_id)
+                elif not reader.leads:
+                    event = replace(event, usage=replace(event.usage, billed_tokens=0))
                 yield event
+        except Cancelled:
+            yield Finished(FinishReason.CANCELLED, Usage(completion_tokens=given))
+        finally:
+            timer.cancel()
+            await self._leave(order, reader)
 
     def cancel(self, tenant: str, request_id: str) -> bool:
         """Ends a running answer; its stream finishes as cancelled."""
@@ -105,36 +118,33 @@ class Answers:
         started = Started(order.request.request_id, model, order.request.tier, Quality.EXACT)
         return (started, entry.tokens(), Finished(entry.reason, entry.hit_usage()))
 
-    async def _listen(self, order: Order, key: CacheKey, model: str) -> AsyncGenerator[Event, None]:
-        """One reader's view of a flight: its own id, deadline and bill."""
-        tenant, request_id = order.tenant.name, order.request.request_id
-        flight_key = (key, order.request.tier) if order.shared else (tenant, request_id)
-        reader = self._flights.join(flight_key, order.deadline, lambda flight: self._compute(order, key, model, flight))
-        running = self._running.setdefault((tenant, request_id), _Running(order.asked, set()))
-        running.readers.add(reader)
+    async def _cached(self, order: Order, key: CacheKey) -> Entry | None:
+        if not (order.shared and order.tenant.cache_exact):
+            return None
+        entry = await self._parts.store.get(key)
+        self._parts.metrics.cache("hit" if entry else "miss")
+        return entry
+
+    def _join(self, order: Order, key: CacheKey, model: str) -> Reader:
+        """This request's own view of a flight. Without a shareable key the request id is the flight's name."""
+        own = (order.tenant.name, order.request.request_id)
+        name = (key, order.request.tier) if order.shared else own
+        reader = self._flights.join(name, order.deadline, lambda flight: self._compute(order, key, model, flight))
+        self._running.setdefault(own, _Running(order.asked, set())).readers.add(reader)
+        return reader
+
+    def _end_in_time(self, order: Order, reader: Reader) -> asyncio.TimerHandle:
         late = DeadlineExceeded("the deadline passed before the answer was complete; allow more time")
         delay_s = max(0.0, order.deadline - self._parts.clock.now())
-        timer = asyncio.get_running_loop().call_later(delay_s, reader.stop, late)
-        given = 0
-        try:
-            if order.metered and not reader.leads:
-                self._parts.limits.reserve(order.tenant, 0)
-            while (event := await reader.next()) is not None:
-                if isinstance(event, Started):
-                    event = replace(event, request_id=request_id)
-                elif isinstance(event, Tokens):
-                    given += len(event.ids)
-                elif not reader.leads:
-                    event = replace(event, usage=replace(event.usage, billed_tokens=0))
-                yield event
-        except Cancelled:
-            yield Finished(FinishReason.CANCELLED, Usage(completion_tokens=given))
-        finally:
-            timer.cancel()
-            running.readers.discard(reader)
-            if not running.readers:
-                self._running.pop((tenant, request_id), None)
-            await asyncio.shield(reader.leave())
+        return asyncio.get_running_loop().call_later(delay_s, reader.stop, late)
+
+    async def _leave(self, order: Order, reader: Reader) -> None:
+        own = (order.tenant.name, order.request.request_id)
+        readers = self._running[own].readers
+        readers.discard(reader)
+        if not readers:
+            del self._running[own]
+        await asyncio.shield(reader.leave())
 
     async def _compute(self, order: Order, key: CacheKey, model: str, flight: Flight) -> AsyncGenerator[Event, None]:
         """The flight itself: a slot, the answer from the pool, the bill, the cache."""

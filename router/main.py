@@ -6,18 +6,16 @@ import argparse
 import asyncio
 import signal
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import uvloop
 
 from ..common.clock import MonotonicClock
-from ..common.config import MeshConfig, default_mesh, load_config, require_safe_listen
 from ..common.errors import TiermeshError
 from ..common.inference_servicer import InferenceServicer
 from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
 from ..common.telemetry import open_metrics, setup_logging
+from .arguments import parse, read_config
 from .lifecycle import follow_health, reload_on_hangup, renew_policies
 from .service import RouterService
 
@@ -34,28 +32,6 @@ def main() -> int:
     except TiermeshError as error:
         print(f"router: {error.message}", file=sys.stderr)
         return 1
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="tiermesh.router.main", description="Run a router.")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the mesh's YAML; SIGHUP reads it again")
-    parser.add_argument("--listen", metavar="HOST:PORT")
-    parser.add_argument("--worker", metavar="HOST:PORT[,…]", help="the workers, by comma")
-    parser.add_argument("--metrics", metavar="HOST:PORT")
-    return parser.parse_args(arguments)
-
-
-def read_config(given: argparse.Namespace) -> MeshConfig:
-    """The file's configuration, or the default one, with what the command line says instead. Raises ConfigError."""
-    mesh = load_config(given.config) if given.config else default_mesh()
-    changes = {name: value for name in ("listen", "metrics") if (value := getattr(given, name)) is not None}
-    if given.worker is not None:
-        changes["workers"] = tuple(filter(None, given.worker.split(",")))
-    mesh = replace(mesh, router=replace(mesh.router, **changes))
-    for address in filter(None, (mesh.router.listen, mesh.router.metrics)):
-        require_safe_listen(address, mesh.insecure)
-    return mesh
 
 
 async def serve(given: argparse.Namespace) -> int:

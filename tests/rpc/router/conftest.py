@@ -175,6 +175,17 @@ class Client:
         """All events; raises our errors."""
         return [event async for event in self.stream(request, key, timeout_s)]
 
+    def begin(self, request: Request, key: str = "demo-key") -> tuple[asyncio.Task[list[Event]], list[Event]]:
+        """Reads in a task of its own; the list shows what has come."""
+        events: list[Event] = []
+
+        async def follow() -> list[Event]:
+            async for event in self.stream(request, key):
+                events.append(event)
+            return events
+
+        return asyncio.create_task(follow()), events
+
     async def stream(
         self, request: Request, key: str | None = "demo-key", timeout_s: float = 10.0
     ) -> AsyncIterator[Event]:

@@ -130,8 +130,8 @@ async def test_a_client_that_leaves_the_queue_is_never_dispatched(
 async def test_cancel_ends_the_stream_as_cancelled(toy: Any, start_worker: Any, start_router: Any) -> None:
     worker = await start_worker(stop_before=3)
     router = await start_router(worker, tenants=(toy.tenant("demo"), toy.tenant("other")))
-    task = asyncio.create_task(router.client.events(Request("hello", 12, request_id="r1")))
-    await toy.until(lambda: worker.running == 1)
+    task, seen = router.client.begin(Request("hello", 12, request_id="r1"))
+    await toy.until(lambda: len(ids_of(seen)) == 3)
     cancel = router.client.stub.Cancel
     other = await cancel(pb.CancelRequest(request_id="r1"), metadata=[("authorization", "Bearer other-key")])
     assert not other.cancelled
@@ -151,8 +151,8 @@ async def test_a_worker_that_dies_is_replaced_without_a_gap(
     router = await start_router(*workers)
     await toy.until(lambda: router.sample("slots") == 18)
     request = Request("hello", 20, sampling=sampling)
-    task = asyncio.create_task(router.client.events(request))
-    await toy.until(lambda: any(worker.running for worker in workers))
+    task, seen = router.client.begin(request)
+    await toy.until(lambda: len(ids_of(seen)) == 5)
     dying, other = sorted(workers, key=lambda worker: -worker.running)
     other.gate.set()
     await dying.kill()

@@ -1,0 +1,33 @@
+"""The router's command line over its configuration."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from ..common.config import MeshConfig, check_address, default_mesh, load_config, require_safe_listen
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="tiermesh.router.main", description="Run a router.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the mesh's YAML; SIGHUP reads it again")
+    parser.add_argument("--listen", metavar="HOST:PORT")
+    parser.add_argument("--worker", metavar="HOST:PORT[,…]", help="the workers, by comma")
+    parser.add_argument("--metrics", metavar="HOST:PORT")
+    return parser.parse_args(arguments)
+
+
+def read_config(given: argparse.Namespace) -> MeshConfig:
+    """The file's configuration, or the default one, with what the command line says instead. Raises ConfigError."""
+    mesh = load_config(given.config) if given.config else default_mesh()
+    changes = {name: value for name in ("listen", "metrics") if (value := getattr(given, name)) is not None}
+    if given.worker is not None:
+        changes["workers"] = tuple(filter(None, given.worker.split(",")))
+    mesh = replace(mesh, router=replace(mesh.router, **changes))
+    for address in filter(None, (mesh.router.listen, mesh.router.metrics)):
+        require_safe_listen(address, mesh.insecure)
+    for address in mesh.router.workers:
+        check_address(address)
+    return mesh

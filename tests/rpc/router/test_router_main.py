@@ -1,0 +1,155 @@
+"""The router as a process: ready line, health, metrics, reload, drain, and what it says when it can't start."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tiermesh.common import wire
+from tiermesh.common.keys import key_hash
+from tiermesh.common.rpc import channel
+from tiermesh.common.types import Request
+from tiermesh.v1 import inference_pb2_grpc
+
+
+@dataclass
+class Process:
+    """A router process and where it listens."""
+
+    process: asyncio.subprocess.Process
+    address: str
+    metrics: str
+
+    async def health(self) -> int:
+        async with channel(self.address) as chan:
+            reply = await health_pb2_grpc.HealthStub(chan).Check(health_pb2.HealthCheckRequest())
+            return reply.status
+
+    async def get(self, path: str) -> tuple[int, str]:
+        def fetch() -> tuple[int, str]:
+            try:
+                with urllib.request.urlopen(f"http://{self.metrics}{path}", timeout=5) as reply:
+                    return reply.status, reply.read().decode()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read().decode()
+
+        return await asyncio.to_thread(fetch)
+
+
+Start = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+def start_process(stack: AsyncExitStack, tmp_path: Path) -> Start:
+    """Starts a router process and waits for its ready line."""
+
+    async def start(*arguments: str) -> Process:
+        process = await run(tmp_path, "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *arguments)
+        stack.push_async_callback(end, process)
+        assert process.stdout is not None
+        said = dict([(await process.stdout.readline()).decode().split() for _ in range(2)])
+        return Process(process, said["listening"], said["metrics"])
+
+    return start
+
+
+async def run(folder: Path, *arguments: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-m", "tiermesh.router.main", *arguments, stdout=pipe, stderr=pipe, cwd=folder
+    )
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.communicate()
+
+
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await check():  # noqa: ASYNC110 - another process has no event to wait for
+            await asyncio.sleep(0.02)
+
+
+async def test_a_router_lives_reloads_and_drains(
+    toy: Any, start_worker: Any, start_process: Start, tmp_path: Path
+) -> None:
+    worker = await start_worker(stop_before=2)
+    config = tmp_path / "mesh.yaml"
+    text = f'tenants: {{demo: {{api_keys: ["{key_hash("first")}"]}}}}\nrouter: {{workers: ["{worker.address}"]}}\n'
+    config.write_text(text)
+    router = await start_process("--config", str(config))
+
+    async def serving() -> bool:
+        return await router.health() == health_pb2.HealthCheckResponse.SERVING
+
+    await eventually(serving)
+    assert (await router.get("/readyz"))[0] == 200
+    assert f'tiermesh_router_worker_up{{worker="{worker.address}"}} 1.0' in (await router.get("/metrics"))[1]
+
+    async with channel(router.address) as chan:
+        stub = inference_pb2_grpc.InferenceServiceStub(chan)
+
+        async def models(key: str) -> bool:
+            metadata = [("authorization", f"Bearer {key}")]
+            with suppress(Exception):
+                await stub.ListModels(wire.ipb.ListModelsRequest(), metadata=metadata)
+                return True
+            return False
+
+        assert await models("first")
+        config.write_text(text.replace("tenants", "tenantz"))
+        router.process.send_signal(signal.SIGHUP)
+        assert router.process.stderr is not None
+        while b"config_kept" not in (line := await router.process.stderr.readline()):
+            assert line, "the process ended"
+        assert b"mesh.yaml:1: tenantz: unknown key" in line
+        assert await models("first")
+        config.write_text(text.replace(key_hash("first"), key_hash("second")))
+        router.process.send_signal(signal.SIGHUP)
+        await eventually(lambda: models("second"))
+        assert not await models("first")
+
+        call = stub.Generate(wire.request_to(Request("x", 6)), metadata=[("authorization", "Bearer second")])
+        await toy.until(lambda: worker.running == 1)
+        router.process.send_signal(signal.SIGTERM)
+
+        async def drains() -> bool:
+            return (await router.get("/readyz"))[0] == 503
+
+        await eventually(drains)
+        worker.gate.set()
+        events = [wire.event_from(message) async for message in call]
+        assert sum(len(event.ids) for event in events[1:-1]) == 6
+    assert await router.process.wait() == 0
+
+
+async def test_a_router_without_workers_is_not_ready(start_process: Start) -> None:
+    router = await start_process("--worker", "127.0.0.1:1")
+    assert await router.health() == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await router.get("/readyz"))[0] == 503
+    assert (await router.get("/healthz"))[0] == 200
+    router.process.send_signal(signal.SIGINT)
+    assert await router.process.wait() == 0
+
+
+async def test_a_port_in_use_is_told(start_worker: Any, tmp_path: Path) -> None:
+    worker = await start_worker()
+    process = await run(tmp_path, "--listen", worker.address, "--metrics", "127.0.0.1:0")
+    _, told = await process.communicate()
+    assert f"router: can't listen on {worker.address}" in told.decode()
+    assert "Traceback" not in told.decode()
+    assert process.returncode == 1
