@@ -18,4 +18,3 @@ def new_key() -> str:
 def key_hash(key: str) -> str:
     """The stored form of a key: `sha256:` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
-
