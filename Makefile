@@ -13,7 +13,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.9.0
 FOLDERS := common kernels cache edge cloud router training bench models
 PROTOS := $(wildcard protos/tiermesh/v1/*.proto)
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --mypy_out=quiet:$(1) \
+PROTOC = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --mypy_out=quiet:$(1) \
 	--grpc_python_out=$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
 .PHONY: help setup check lint types stubs-check layers format stubs test demo bench wheels links redis

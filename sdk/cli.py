@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _told(error: TiermeshError) -> str:
-    wait = f" Try again in {error.retry_after_s:.1f} s." if error.retry_after_s else ""
+    wait = f"; try again in {error.retry_after_s:.1f} s" if error.retry_after_s else ""
     return f"{error.message}{wait} [{error.reason}]"
 
 

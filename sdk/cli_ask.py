@@ -52,10 +52,9 @@ def generate(
         "temperature": temperature,
         "top_p": top_p,
         "stop": stop or (),
+        "quality": quality,
         "cache": CacheControl.BYPASS if no_cache else CacheControl.USE,
     }
-    if quality is not None:
-        options["quality"] = quality
     if seed is not None:
         options["seed"] = seed
     if deadline_ms is not None:

@@ -59,7 +59,7 @@ class GenerateOptions(SamplingOptions, RoutingOptions, total=False):
     """Strings that end the answer and are not part of it."""
     stop_ids: Sequence[int]
     logprobs: bool
-    quality: Quality | str
+    quality: Quality | str | None
     """"exact", "bounded" or "edge"; may tighten the tenant's own, never loosen it."""
     delta: float
     """For bounded quality: the share of units that may differ from the cloud's."""

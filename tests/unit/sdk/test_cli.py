@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from typing import Any
+
+import pytest
+
+from tiermesh import Overloaded
+from tiermesh.cli import run
+from tiermesh.cli_app import app
+from tiermesh.status import parse, tables
+
+COMMANDS = [
+    *(["up"], ["demo"], ["edge"], ["router"], ["cloud"], ["generate"], ["score"], ["status"], ["export"], ["bench"]),
+    *(["config", "check"], ["keys", "new"]),
+]
+PAGE = """# HELP tiermesh_x_total things
+tiermesh_x_total{tier="a \\"b\\"",kind="c"} 3.0
+tiermesh_x_created{tier="a"} 1.7e9
+tiermesh_t_seconds_bucket{le="0.1"} 2.0
+tiermesh_t_seconds_count 4.0
+tiermesh_t_seconds_sum 2.0
+python_info{version="3"} 1.0
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command, "--help"]) == 0
+    assert f"Example: tiermesh {' '.join(command)}" in capsys.readouterr().out
+
+
+def test_all_commands_are_in_the_list() -> None:
+    names = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
+    assert names | {group.name for group in app.registered_groups} == {command[0] for command in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["generate"],
+        ["generate", "x", "--tempature", "1"],
+        ["generate", "x", "--quality", "perfect"],
+        ["generate", "x", "--max-tokens", "many"],
+        ["export", "a", "b", "--bits", "5"],
+        ["config"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_is_one_line_and_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "--help" in err
+
+
+async def test_generate_prints_text_or_facts(address: str, capsys: pytest.CaptureFixture[str], answerer: Any) -> None:
+    arguments = ["generate", "hello", "--address", address, "--key", "the-key"]
+    assert await asyncio.to_thread(run, arguments) == 0
+    assert capsys.readouterr().out == "one two three\n"
+    options = ["--json", "--quality", "edge", "--stop", "a", "--stop", "b", "--deadline-ms", "5000", "--no-cache"]
+    assert await asyncio.to_thread(run, [*arguments, *options]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["spans"] == [
+        {"origin": "edge", "tokens": 2, "degraded": False},
+        {"origin": "cloud", "tokens": 1, "degraded": False},
+    ]
+    request = answerer.requests[-1]
+    assert (request.quality.value, request.stop, request.cache.value) == ("edge", ("a", "b"), "bypass")
+    assert 4 < request.deadline_s <= 5
+
+
+async def test_score_prints_numbers(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await asyncio.to_thread(run, ["score", "x", "--address", address, "--key", "the-key", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"token_ids": [1, 2, 3], "logprobs": [-0.5, -1.5]}
+
+
+async def test_a_failure_says_when_to_try_again(
+    address: str, capsys: pytest.CaptureFixture[str], answerer: Any
+) -> None:
+    answerer.failures = [Overloaded("no room", retry_after_s=2)]
+    assert await asyncio.to_thread(run, ["generate", "x", "--address", address, "--key", "the-key"]) == 1
+    assert capsys.readouterr().err == "tiermesh: no room; try again in 2.0 s [OVERLOADED]\n"
+
+
+def test_nobody_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["score", "x", "--address", "127.0.0.1:1"]) == 1
+    assert "127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_keys_are_shown_once_with_their_hash(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["keys", "new", "alice"]) == 0
+    first = capsys.readouterr().out
+    assert "tenants.alice.api_keys" in first
+    assert "sha256:" in first
+    assert run(["keys", "new", "alice"]) == 0
+    assert capsys.readouterr().out != first
+
+
+def test_a_metrics_page_is_read_without_what_is_not_ours() -> None:
+    samples = parse(PAGE)
+    assert [sample.name for sample in samples] == [
+        "tiermesh_x_total",
+        "tiermesh_t_seconds_bucket",
+        "tiermesh_t_seconds_count",
+        "tiermesh_t_seconds_sum",
+    ]
+    assert samples[0].labels == {"tier": 'a \\"b\\"', "kind": "c"}
+
+
+def test_status_shows_means_and_no_buckets() -> None:
+    from rich.console import Console
+
+    from tiermesh.status import ServiceStatus
+
+    console = Console(width=100, file=io.StringIO())
+    console.print(tables([ServiceStatus("a:1", True, True, parse(PAGE)), ServiceStatus("b:2", False)]))
+    shown = console.file.getvalue()
+    assert "t seconds mean" in shown
+    assert "0.5" in shown
+    assert "bucket" not in shown
+    assert "b:2: can't be reached" in shown
