@@ -1,6 +1,5 @@
 # setup: everything that development needs · demo: the whole mesh, once · test: all checks and tests · bench: the short set
-# A machine whose pip finds no CPU build of torch takes the far larger CUDA build; this prevents it:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+# Where pip would take the far larger CUDA build of torch, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 from .. import Answer, AsyncClient, Tokens
 from ..answer import Gatherer
 from ..common.config import DEMO_KEY
-from ..process import Service, ServiceProcess
+from ..process import ServiceProcess
 from ..status import read_all
+from .processes import started
 from .prompts import heldout
 from .results import require_green, write_result
-
-_READY_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +36,10 @@ class Outcome:
 @asynccontextmanager
 async def two_workers() -> AsyncIterator[tuple[str, list[ServiceProcess]]]:
     """A router over two workers: its address, and the workers."""
-    async with AsyncExitStack() as stack:
-        workers = [await _start(stack, "cloud", {"LISTEN": "127.0.0.1:0", "THREADS": 1}) for _ in range(2)]
-        addresses = [worker.addresses["listening"] for worker in workers]
-        router = await _start(stack, "router", {"LISTEN": "127.0.0.1:0", "WORKERS": addresses})
-        yield router.addresses["listening"], workers
-
-
-async def _start(stack: AsyncExitStack, name: str, keys: dict[str, object]) -> ServiceProcess:
-    environ = {f"TIERMESH_{name.upper()}__{key}": json.dumps(value) for key, value in keys.items()}
-    environ[f"TIERMESH_{name.upper()}__METRICS"] = json.dumps("127.0.0.1:0")
-    process = await ServiceProcess.start(Service(name, (), environ), lambda line: None)
-    stack.push_async_callback(process.stop, 10.0)
-    await process.healthy(_READY_S)
-    return process
+    async with started("cloud", {"THREADS": 1}) as first, started("cloud", {"THREADS": 1}) as second:
+        addresses = [worker.addresses["listening"] for worker in (first, second)]
+        async with started("router", {"WORKERS": addresses}) as router:
+            yield router.addresses["listening"], [first, second]
 
 
 async def kill_one(answers: int = 20, max_tokens: int = 96) -> Outcome:

@@ -1,0 +1,24 @@
+"""Services as processes of their own, for benchmarks that need other meshes than `up` makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from ..process import Service, ServiceProcess
+
+_READY_S = 120.0
+
+
+@asynccontextmanager
+async def started(name: str, keys: Mapping[str, object]) -> AsyncIterator[ServiceProcess]:
+    """A healthy service on free ports; `keys` are those of its section in the configuration."""
+    given = {"LISTEN": "127.0.0.1:0", "METRICS": "127.0.0.1:0", **keys}
+    environ = {f"TIERMESH_{name.upper()}__{key}": json.dumps(value) for key, value in given.items()}
+    process = await ServiceProcess.start(Service(name, (), environ), lambda line: None)
+    try:
+        await process.healthy(_READY_S)
+        yield process
+    finally:
+        await process.stop(10.0)
