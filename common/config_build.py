@@ -185,7 +185,6 @@ def _router(section: RouterSection) -> RouterConfig:
 def _cloud(section: CloudSection, base: Path, token: str | None) -> CloudConfig:
     return CloudConfig(
         listen=section.listen,
-        advertise=section.advertise or section.listen,
         metrics=section.metrics,
         model=model_path(section.model, "cloud", base),
         device=section.device,
@@ -199,7 +198,6 @@ def _cloud(section: CloudSection, base: Path, token: str | None) -> CloudConfig:
 def _edge(section: EdgeSection, base: Path) -> EdgeConfig:
     return EdgeConfig(
         listen=section.listen,
-        advertise=section.advertise or section.listen,
         metrics=section.metrics,
         model=model_path(section.model, "edge", base),
         upstream=section.upstream,

@@ -147,7 +147,6 @@ class CloudSection(_Section):
     """A worker."""
 
     listen: Address = "127.0.0.1:7090"
-    advertise: Address | None = None
     metrics: Address | None = "127.0.0.1:9090"
     model: str = "starter"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -160,7 +159,6 @@ class EdgeSection(_Section):
     """An edge node."""
 
     listen: Address = "127.0.0.1:7070"
-    advertise: Address | None = None
     metrics: Address | None = "127.0.0.1:9070"
     model: str = "starter"
     upstream: Address = "127.0.0.1:7080"

@@ -78,7 +78,7 @@ class RouterConfig:
 
     listen: str
     advertise: str
-    """The address under which others reach it."""
+    """The address under which others reach it; names this router to its workers."""
     metrics: str | None
     """None serves no metrics."""
     workers: tuple[str, ...]
@@ -101,7 +101,6 @@ class CloudConfig:
     """A worker."""
 
     listen: str
-    advertise: str
     metrics: str | None
     model: Path
     device: Literal["auto", "cpu", "cuda"]
@@ -119,7 +118,6 @@ class EdgeConfig:
     """An edge node."""
 
     listen: str
-    advertise: str
     metrics: str | None
     model: Path
     upstream: str
