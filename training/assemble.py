@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from ..models import starter
-from .corpus import read_corpus, write_manifest
+from .corpus import read_corpus
 from .export_edge import export_edge
 from .greedy import EdgeReader
 from .heldout import Prompt, code_prompts, command_prompts, read_heldout, write_heldout
@@ -35,7 +35,7 @@ def assemble(work: Path, out: Path, bits: int) -> None:
     shutil.rmtree(new, ignore_errors=True)
     shutil.copytree(work / "cloud", new / "cloud")
     write_heldout(new / "heldout.jsonl")
-    write_manifest(read_corpus(), new / "manifest.json")
+    shutil.copyfile(work / "manifest.json", new / "manifest.json")
     export_edge(work / "edge_hf", new / "edge", bits)
     cloud = LlamaForCausalLM.from_pretrained(new / "cloud", dtype=torch.float32)
     units = judge(EdgeReader(new / "edge"), cloud, calibration_prompts(new / "heldout.jsonl"))

@@ -108,9 +108,9 @@ class _Draw:
         if part is None:
             return None
         phrase, calls = part
-        courteous = self.level < 3 or self.rng.random() < 0.3
-        if courteous:
-            phrase = Phrase(self.rng.choice(_BEFORE)) + phrase + self.rng.choice(_AFTER)
+        if self.level < 3:
+            phrase = Phrase(self.rng.choice(_BEFORE)) + phrase
+        phrase = phrase + self.rng.choice(_AFTER)
         template, text = phrase.template, phrase.text()
         if self.level == 3 and self.rng.random() < 0.25:
             template, text = template + "|typos", _with_typos(text, self.rng)

@@ -1,6 +1,6 @@
 """Python sources installed with this project, as training text, with a manifest of what was taken and its licences.
 
-`python -P -m tiermesh.training.corpus` writes the manifest of this environment to models/starter/manifest.json.
+The manifest is written when the corpus is first read for training, so it tells what a model has learnt from.
 """
 
 import hashlib
@@ -9,10 +9,10 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from email.message import Message
 from importlib import metadata
 from pathlib import Path
-
-from ..models import starter
+from typing import cast
 
 PERMISSIVE = frozenset(
     {
@@ -78,7 +78,7 @@ class Corpus:
 
 def licence_of(distribution: metadata.Distribution) -> str | None:
     """The permissive SPDX name of a distribution's licence; None when it has another, several or no clear one."""
-    fields = distribution.metadata
+    fields = cast(Message, distribution.metadata)  # what it is; its declared type promises less
     expression = fields.get("License-Expression") or fields.get("License") or ""
     if expression in PERMISSIVE:
         return expression
@@ -145,7 +145,3 @@ def write_manifest(corpus: Corpus, out: Path) -> None:
     """One line of JSON per package."""
     rows = ",\n  ".join(json.dumps(asdict(package)) for package in corpus.packages)
     out.write_text(f'{{"packages": [\n  {rows}\n]}}\n')
-
-
-if __name__ == "__main__":
-    write_manifest(read_corpus(), starter() / "manifest.json")

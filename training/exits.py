@@ -1,7 +1,7 @@
 """Train the starter's edge model: the cloud's lower layers, frozen, and one exit block distilled from the cloud.
 
-`python -P -m tiermesh.training.exits` goes on from `.training/exit.pt` when that is there. One pass of the cloud
-gives both the trunk's output and the target distributions, so a step costs little more than that pass.
+`python -P -m tiermesh.training.exits` goes on from the checkpoint of the same cloud in `.training/`, if there is one.
+One pass of the cloud gives both the trunk's output and the target distributions, so a step costs little more than that.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from ..common.model_dir import digests
 from .batches import Batch
 from .checkpoint import load_checkpoint, save_checkpoint
 from .muon import Muon
@@ -63,13 +64,13 @@ def divergence(target: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, fl
     return (losses * batch.weights).sum() / batch.weights.sum(), agreement
 
 
-def train(cloud: LlamaForCausalLM, exit_head: Exit, work: Path, tokens: int) -> None:
+def train(cloud: LlamaForCausalLM, exit_head: Exit, work: Path, tokens: int, checkpoint: Path) -> None:
     """Distil until `tokens` ids were seen, drawn anew: most of them the cloud has not been trained on."""
     tokenizer, stream = prepare(work)
     matrices = [parameter for parameter in exit_head.parameters() if parameter.ndim == 2]
     norms = [parameter for parameter in exit_head.parameters() if parameter.ndim < 2]
     optimizers = [Muon(matrices, lr=PEAK), torch.optim.AdamW(norms, lr=PEAK, weight_decay=0.0)]
-    step, seen = load_checkpoint(work / "exit.pt", exit_head, optimizers)
+    step, seen = load_checkpoint(checkpoint, exit_head, optimizers)
     pairs = mixed_batches(tokenizer, stream, 2, step)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as progress:
         bar = progress.add_task("exit", total=tokens, completed=seen)
@@ -87,7 +88,7 @@ def train(cloud: LlamaForCausalLM, exit_head: Exit, work: Path, tokens: int) -> 
             progress.update(bar, completed=seen, description=described)
             if step % 20 == 0:
                 progress.console.print(described, f"tokens {seen}")
-                save_checkpoint(work / "exit.pt", exit_head, optimizers, step, seen)
+                save_checkpoint(checkpoint, exit_head, optimizers, step, seen)
 
 
 def distil_step(cloud: LlamaForCausalLM, exit_head: Exit, batch: Batch) -> tuple[float, float]:
@@ -108,7 +109,8 @@ def main() -> None:
     torch.manual_seed(0)
     cloud = LlamaForCausalLM.from_pretrained(options.cloud, dtype=torch.float32)
     edge = new_edge(cloud)
-    train(cloud, Exit(edge), WORK, options.tokens)
+    checkpoint = WORK / f"exit-{digests(options.cloud).model[:12]}.pt"
+    train(cloud, Exit(edge), WORK, options.tokens, checkpoint)
     save_model(edge, WORK, options.out)
 
 

@@ -8,6 +8,7 @@ features of its distribution. docs/decisions/ says why the graph is built here.
 import argparse
 import json
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from ..common.errors import ModelDirError
+from ..common.errors import ModelDirError, TiermeshError
 from ..common.model_dir import digests, read_eos_ids, read_json
 from .onnx_graph import BLOCK, GraphBuilder
 
@@ -88,12 +89,16 @@ def _read_architecture(hf_dir: Path) -> tuple[Architecture, float]:
             max_length=config["max_position_embeddings"],
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
         )
-        widths = (hidden, config["intermediate_size"], heads * architecture.head_dim)
+        widths = [int(width) for width in (hidden, config["intermediate_size"], heads * architecture.head_dim)]
     except (KeyError, TypeError) as exc:
-        raise ModelDirError(f"{hf_dir}/config.json lacks {exc}") from exc
+        raise ModelDirError(f"{hf_dir}/config.json: a size is missing or no number ({exc})") from exc
     if any(width % BLOCK for width in widths):
         raise ModelDirError(
             f"{hf_dir}: widths {widths} are not all multiples of {BLOCK}, the block of the quantization"
+        )
+    if architecture.head_dim % 16:
+        raise ModelDirError(
+            f"{hf_dir}: heads of {architecture.head_dim}; the runtime's attention wants multiples of 16"
         )
     return architecture, float(config.get("rms_norm_eps", 1e-6))
 
@@ -263,7 +268,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--bits", type=int, choices=(4, 8), default=8)
     options = parser.parse_args()
-    export_edge(options.hf_dir, options.out, options.bits)
+    try:
+        export_edge(options.hf_dir, options.out, options.bits)
+    except TiermeshError as error:
+        sys.exit(f"export: {error.message}")
 
 
 if __name__ == "__main__":

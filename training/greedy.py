@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -65,6 +66,8 @@ def cloud_choices(cloud: LlamaForCausalLM, ids: Sequence[int], start: int) -> li
 def cloud_answer(cloud: LlamaForCausalLM, prompt: Sequence[int], max_tokens: int) -> list[int]:
     """The cloud's own greedy answer, its end id included."""
     ids = torch.tensor([list(prompt)])
-    told = cloud.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False)
+    told = cast(Any, cloud).generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False
+    )
     answer: list[int] = told[0, len(prompt) :].tolist()
     return answer

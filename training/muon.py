@@ -19,7 +19,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     Singular values land between 0.7 and 1.2, which is enough for an update.
     """
     tall = matrices.size(1) > matrices.size(2)
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(steps):

@@ -81,7 +81,7 @@ _COLOUR = ("make {d} {v}", "turn {d} {v}", "set {d} to {v}", "colour {d} {v}", "
 
 def settings(kind: Kind) -> tuple[str, ...]:
     """What can be set on a kind, by its name in the JSON."""
-    names = ("on",) if kind.switches else ()
+    names: tuple[str, ...] = ("on",) if kind.switches else ()
     names += (kind.quantity.name,) if kind.quantity else ()
     names += ("colour",) if kind.colours else ()
     return names + (("locked",) if kind.name == "lock" else ())

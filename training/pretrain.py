@@ -1,4 +1,4 @@
-"""Train the starter's cloud model: 14 M parameters, half commands and half code, about half an hour on two cores.
+"""Train the starter's cloud model: 14 M parameters, commands and code, about half an hour on two idle cores.
 
 `python -P -m tiermesh.training.pretrain` goes on from `.training/cloud.pt` when that is there.
 """
@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from .batches import Batch, code_batches, code_stream, command_batches
 from .checkpoint import load_checkpoint, save_checkpoint
 from .commands import generate
-from .corpus import read_corpus
+from .corpus import read_corpus, write_manifest
 from .muon import Muon
 from .tokenizer import BOS, EOS, PAD, save_tokenizer, train_tokenizer
 
@@ -52,10 +53,12 @@ def cloud_config(layers: int = 8) -> LlamaConfig:
 
 
 def prepare(work: Path) -> tuple[Tokenizer, np.ndarray]:
-    """The tokenizer and the training stream of code, made once and kept in `work`."""
+    """The tokenizer and the training stream of code, made once and kept in `work` with the manifest of their sources."""
     work.mkdir(exist_ok=True)
     if not (work / "code.npy").exists():
-        texts = [source.text for source in read_corpus().train]
+        corpus = read_corpus()
+        write_manifest(corpus, work / "manifest.json")
+        texts = [source.text for source in corpus.train]
         lines = (f"{command.text}\n{command.truth}\n" for command in islice(generate("train", 7), 30_000))
         tokenizer = train_tokenizer([*texts[::6], *lines])
         save_tokenizer(tokenizer, work, MAX_LENGTH)
@@ -129,7 +132,8 @@ def train_step(
 def save_model(model: LlamaForCausalLM, tokenizer_from: Path, out: Path) -> None:
     """Write a Hugging Face directory: bfloat16 weights, configs and the tokenizer's files."""
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(out)
+    cast(torch.nn.Module, model).to(torch.bfloat16)
+    model.save_pretrained(out)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (out / name).write_bytes((tokenizer_from / name).read_bytes())
     (out / "model.safetensors").chmod(0o644)  # written for its owner alone, while services run as another user

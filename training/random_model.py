@@ -77,7 +77,7 @@ def _random_tensors(
     """Weights by their Hugging Face names; projections have gain 2, so that layers outweigh the token that came in."""
 
     def matrix(rows: int, columns: int, gain: float = 2.0) -> np.ndarray:
-        return (rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)).astype(np.float32)
+        return np.asarray(rng.standard_normal((rows, columns)) * gain / np.sqrt(columns), np.float32)
 
     head_dim, ones = hidden // heads, np.ones(hidden, np.float32)
     tensors = {"model.embed_tokens.weight": matrix(vocab, hidden, 3.0), "model.norm.weight": ones}
