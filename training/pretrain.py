@@ -53,7 +53,7 @@ def cloud_config(layers: int = 8) -> LlamaConfig:
 
 
 def prepare(work: Path) -> tuple[Tokenizer, np.ndarray]:
-    """The tokenizer and the training stream of code, made once and kept in `work` with the manifest of their sources."""
+    """The tokenizer and the training stream of code, made once and kept in `work` beside their manifest."""
     work.mkdir(exist_ok=True)
     if not (work / "code.npy").exists():
         corpus = read_corpus()
