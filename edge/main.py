@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import signal
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import uvloop
 
-from ..common.config import MeshConfig, default_mesh, load_config, model_path, require_safe_listen
+from ..common.config import MeshConfig, require_safe_listen
 from ..common.errors import TiermeshError
 from ..common.inference_servicer import InferenceServicer
 from ..common.rpc import RpcServer, channel
 from ..common.telemetry import open_metrics, setup_logging
 from .node import EdgeNode
+from .options import read_config
 from .service import EdgeService
 
 GRACE_S = 5.0
@@ -31,25 +29,6 @@ def main() -> int:
     except TiermeshError as error:
         print(f"edge: {error.message}", file=sys.stderr)
         return 1
-
-
-def read_config(arguments: list[str]) -> MeshConfig:
-    """The file's configuration, or the default one, with what the command line says instead. Raises ConfigError."""
-    parser = argparse.ArgumentParser(prog="tiermesh.edge.main", description="Run an edge node.")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the mesh's YAML")
-    parser.add_argument("--model", metavar="DIR", help="edge directory, or `starter`")
-    parser.add_argument("--listen", metavar="HOST:PORT")
-    parser.add_argument("--upstream", metavar="HOST:PORT", help="the router")
-    parser.add_argument("--metrics", metavar="HOST:PORT")
-    parser.add_argument("--state-dir", type=Path, metavar="DIR", help="keeps the router's policy for offline starts")
-    parser.add_argument("--threads", type=int, metavar="N")
-    given = parser.parse_args(arguments)
-    mesh = load_config(given.config) if given.config else default_mesh()
-    names = ("listen", "upstream", "metrics", "state_dir", "threads")
-    changes = {name: value for name in names if (value := getattr(given, name)) is not None}
-    if given.model is not None:
-        changes["model"] = model_path(given.model, "edge")
-    return replace(mesh, edge=replace(mesh.edge, **changes))
 
 
 async def serve(mesh: MeshConfig) -> int:
