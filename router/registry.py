@@ -62,13 +62,20 @@ class Worker:
     def lost(self) -> None:
         """The stream broke; what comes next may have other slots."""
         self.limit, self._known = _FIRST_LIMIT, False
+        self.ejected_until = 0.0
+        self._failures = 0
 
     def succeeded(self) -> None:
         """An answer came through."""
         self._failures = self._ejections = 0
 
     def failed(self, now: float) -> bool:
-        """A request failed there; True when the worker is set aside for that."""
+        """A request failed there; True when the worker is set aside for that.
+
+        A broken stream does not count: all its requests fail at once, and it comes back as a new one or not at all.
+        """
+        if not self.link.connected or now < self.ejected_until:
+            return False
         self._failures += 1
         if self._failures < _FAILURES:
             return False
@@ -153,10 +160,14 @@ class Registry:
         return self.any_usable
 
     def failed(self, worker: Worker) -> None:
-        """A request failed at a worker."""
-        if worker.failed(self._clock.now()):
+        """A request failed at a worker. The last one that is left is never set aside: trying is better than nothing."""
+        now = self._clock.now()
+        others = any(other.usable(now) for other in self.workers if other is not worker)
+        if others and worker.failed(now):
             _log.warning("worker_ejected", worker=worker.address)
             self._notify()
+            # Its return is an event by time alone. The timer holds nothing, and one that fires late does no harm.
+            asyncio.get_running_loop().call_later(worker.ejected_until - now + 0.01, self._notify)
 
     def _add(self, address: str) -> None:
         events = LinkEvents(

@@ -186,6 +186,40 @@ async def test_a_worker_that_comes_back_is_used_again(toy: Any, start_worker: An
     assert len(again.opens) == 1
 
 
+async def test_a_worker_that_restarts_in_the_middle_goes_on(toy: Any, start_worker: Any, start_router: Any) -> None:
+    worker = await start_worker(slots=16, stop_before=4)
+    router = await start_router(worker)
+    begun = [router.client.begin(Request(f"p{i}", 12)) for i in range(12)]
+    await toy.until(lambda: all(len(ids_of(seen)) == 4 for _, seen in begun))
+    await worker.kill()
+    again = await start_worker(listen=worker.address, slots=16)
+    for i, (task, _) in enumerate(begun):
+        assert ids_of(await task) == toy.ids(Request(f"p{i}", 12), 12)
+    assert len(again.opens) == 12
+
+
+async def test_a_worker_that_keeps_failing_is_set_aside_for_a_while(
+    toy: Any, start_worker: Any, start_router: Any
+) -> None:
+    workers = [await start_worker(slots=8) for _ in range(2)]
+    router = await start_router(*workers)
+    await toy.until(lambda: router.sample("slots") == 18)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="poisoned"):
+            await router.client.events(Request("poison", 4))
+    assert sorted(router.sample("worker_up", worker=worker.address) for worker in workers) == [0, 1]
+    assert text_of(await router.client.events(Request("hello", 4)))
+    await toy.until(lambda: router.sample("slots") == 18)
+
+
+async def test_the_last_worker_is_never_set_aside(start_worker: Any, start_router: Any) -> None:
+    router = await start_router(await start_worker())
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="poisoned"):
+            await router.client.events(Request("poison", 4))
+    assert text_of(await router.client.events(Request("hello", 4)))
+
+
 async def test_a_higher_tier_goes_first(toy: Any, start_worker: Any, start_router: Any) -> None:
     worker = await start_worker(slots=1, stop_before=1)
     router = await start_router(worker)
