@@ -1,13 +1,13 @@
 #!/bin/bash
 # Tries the compose mesh for real: builds it, brings it up, asks, kills a worker in the middle of twenty answers, brings
-# it back, takes all of it down. Everything it prints is deploy/try.log. After `make wheels`, with Docker running:
+# it back, stops the router for a while, takes all of it down. After `make wheels`, with Docker running:
 #
-#   deploy/try.sh
+#   deploy/try.sh | tee deploy/try.log
 #   BASE_IMAGE=tiermesh-python REDIS_IMAGE=tiermesh-redis deploy/try.sh      with images of make_base.sh
 set -euo pipefail
 
 cd "$(dirname "$0")"
-exec > >(tee try.log) 2>&1
+exec 2>&1
 scratch=$(mktemp -d)
 
 if docker compose version >/dev/null 2>&1; then compose=(docker compose); else compose=(docker-compose); fi
