@@ -2,8 +2,9 @@
 
 The filters and their order are the contract's: penalties, temperature, top_k, top_p, min_p; then the argmax of
 `logit / T + gumbel` over what is left. An id picked here is a guess at the cloud's own pick, so each comes with the
-probability that decides its unit: the largest of `softmax(logit + T · gumbel)` over the allowed ids. At T = 0 that is
-the plain maximum; at T > 0 it stays large where the noise decides clearly, even when the softmax itself is flat.
+probability that decides its unit: that of the id under the softmax of the penalized logits, which at T = 0 is the
+maximum. On 400 tokens at T = 0.9 it told the cloud's picks from others with an AUC of 0.86, against 0.82 for the
+maximum and 0.83 for the id's share of `softmax(logit + T · gumbel)` (an early starter pair).
 """
 
 from __future__ import annotations
@@ -50,14 +51,13 @@ class Picker:
         raw = state.logits[0, 0]
         logits = penalize(raw, sampling, state.ids, self._answer_start) if sampling.penalized else raw
         if sampling.greedy:
-            chosen, probability = _sharpest(logits)
+            chosen = int(logits.argmax())
         else:
             assert sampling.seed is not None
             ids = allowed(logits, sampling)
             noise = gumbel(sampling.seed, len(state.ids) - self._answer_start, ids)
-            place, probability = _sharpest(logits[ids] + np.float32(sampling.temperature) * noise)
-            chosen = int(ids[place])
-        return Pick(chosen, probability, _logprob(raw, chosen) if self._logprobs else 0.0)
+            chosen = int(ids[(logits[ids] / np.float32(sampling.temperature) + noise).argmax()])
+        return Pick(chosen, float(np.exp(_logprob(logits, chosen))), _logprob(raw, chosen) if self._logprobs else 0.0)
 
 
 def penalize(logits: Floats, sampling: Sampling, ids: Sequence[int], answer_start: int) -> Floats:
@@ -96,12 +96,6 @@ def allowed(logits: Floats, sampling: Sampling) -> Ids:
 def _softmax(scores: Floats) -> Floats:
     weights = np.exp(scores - scores.max())
     return np.asarray(weights / weights.sum(), np.float32)
-
-
-def _sharpest(scores: Floats) -> tuple[int, float]:
-    """Index of the largest score and its share of their softmax."""
-    best = int(scores.argmax())
-    return best, float(1.0 / np.exp(scores - scores[best]).sum())
 
 
 def _logprob(logits: Floats, token_id: int) -> float:
