@@ -77,8 +77,8 @@ class LinkSession:
         self._expected = len(frame.delivered_ids)
         self._frames.clear()
         self._error = None
-        self._link._register(self._id, self)
         self._link._send(replace(frame, session=self._id, attempt=self._attempt))
+        self._link._register(self._id, self)
         self._open = True
 
     def ask(
