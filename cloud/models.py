@@ -54,7 +54,7 @@ class Model:
         for layer, window, kv in zip(weights.layers, arch.windows, pool.layers, strict=True):
             mixed = self._attention(self._norm(hidden, layer.input_norm), layer, window, kv, turn, batch)
             hidden = _add_linear(hidden, mixed, layer.output, layer.output_bias)
-            gate_up = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
+            gate_up = _linear(self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
             gate, up = gate_up.chunk(2, dim=-1)
             hidden = _add_linear(hidden, F.silu(gate).mul_(up), layer.down, layer.down_bias)
         last = hidden if batch.wanted is None else hidden.index_select(0, batch.wanted)
@@ -68,7 +68,7 @@ class Model:
     ) -> Tensor:
         """[rows, heads × head_dim]: every row's view of its sequence, its own key included."""
         arch = self.arch
-        qkv = F.linear(rows, layer.qkv, layer.qkv_bias)
+        qkv = _linear(rows, layer.qkv, layer.qkv_bias)
         keys_from, values_from = self._qkv_widths
         turned = qkv[:, :values_from].view(-1, arch.heads + arch.kv_heads, arch.head_dim)
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -93,9 +93,14 @@ class Model:
         return mixed.reshape(size * length, arch.heads * arch.head_dim)
 
 
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """inputs · weight (+ bias)."""
+    return torch.mm(inputs, weight) if bias is None else torch.addmm(bias, inputs, weight)
+
+
 def _add_linear(rows: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows + inputs · weightᵀ (+ bias), the sum done by the matrix product."""
-    out = torch.addmm(rows, inputs, weight.t())
+    """rows + inputs · weight (+ bias), the sum done by the matrix product."""
+    out = torch.addmm(rows, inputs, weight)
     return out if bias is None else out.add_(bias)
 
 
