@@ -58,7 +58,7 @@ class Model:
             gate, up = gate_up.chunk(2, dim=-1)
             hidden = _add_linear(hidden, F.silu(gate).mul_(up), layer.down, layer.down_bias)
         last = hidden if batch.wanted is None else hidden.index_select(0, batch.wanted)
-        return F.linear(self._norm(last, weights.norm).to(torch.float32), weights.head)
+        return torch.mm(self._norm(last, weights.norm).to(torch.float32), weights.head)
 
     def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(rows, (rows.shape[-1],), weight, self.arch.norm_epsilon)
