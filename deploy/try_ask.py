@@ -16,6 +16,8 @@ from tiermesh.common.types import Finished, Tokens
 from tiermesh.models import starter
 
 KEY = os.environ["API_KEY"]
+TIER = "batch"
+"""Its deadline is long enough for a machine that is busy with other things."""
 COMMANDS, CODE = 6, 2
 """Prompts of each kind that are shown."""
 HEALS_WITHIN_S = 30.0
@@ -48,7 +50,7 @@ async def prompts(address: str) -> int:
     asked = [*held_out("command")[:COMMANDS], *held_out("code")[:CODE]]
     async with AsyncClient(address, api_key=KEY) as client:
         for prompt in [*asked, asked[0]]:
-            print(f"{prompt[-72:]!r}", shown(await client.generate(prompt, max_tokens=48)), sep="\n")
+            print(f"{prompt[-72:]!r}", shown(await client.generate(prompt, max_tokens=48, tier=TIER)), sep="\n")
     return 0
 
 
@@ -78,7 +80,7 @@ async def hard_answer(client: AsyncClient) -> Answer:
     """To code that was not asked for before, where the edge model trusts itself little."""
     prompt = held_out("code")[CODE]
     print(f"{prompt[-72:]!r}")
-    return await client.generate(prompt, max_tokens=48, cache="bypass")
+    return await client.generate(prompt, max_tokens=48, tier=TIER, cache="bypass")
 
 
 async def streams(address: str) -> int:
@@ -103,8 +105,15 @@ async def all_answers(client: AsyncClient, under_way: asyncio.Event) -> list[tup
 
     async def one(index: int) -> tuple[str, int]:
         text, count = "", 0
-        options = {"temperature": 0.8 * (index % 2), "seed": index, "tier": "batch", "cache": "bypass"}
-        async with aclosing(client.stream(code[index % len(code)], max_tokens=MAX_TOKENS, **options)) as events:
+        answer = client.stream(
+            code[index % len(code)],
+            max_tokens=MAX_TOKENS,
+            temperature=0.8 * (index % 2),
+            seed=index,
+            tier=TIER,
+            cache="bypass",
+        )
+        async with aclosing(answer) as events:
             async for event in events:
                 if isinstance(event, Tokens):
                     text, count = text + event.text, count + len(event.ids)
