@@ -2,7 +2,7 @@
 # Fills the wheelhouse that the Dockerfiles install from: what each service needs in wheels/<service>, our own wheel
 # in wheels/app. Run it with the Python that the images have (3.11, Linux): wheels are made for one Python.
 #
-# On a machine without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu keeps CUDA out of wheels/cloud.
+# Without GPUs, PIP_EXTRA_INDEX_URL set to PyTorch's CPU index keeps CUDA out of wheels/cloud.
 set -eu
 
 cd "$(dirname "$0")/.."
