@@ -373,9 +373,9 @@ async def test_deadlines_and_load_travel_on_the_relay(served: Served) -> None:
     loads: list[Load] = []
     async with channel(served.address) as chan:
         call = relay_pb2_grpc.RelayServiceStub(chan).Relay()
-        slow = opening(1, mode=SessionMode.GENERATE, max_tokens=450, deadline_left_s=0.3)
-        hello = [wire_frames.up_to(f) for f in (Hello("router"), replace(slow))]
-        await call.write(relay_pb2.RelayRequest(frames=hello))
+        # A session that nobody asks would stay for ever; one that generates makes the load change.
+        frames = Hello("router"), opening(1, deadline_left_s=0.1), opening(2, mode=SessionMode.GENERATE, max_tokens=300)
+        await call.write(relay_pb2.RelayRequest(frames=[wire_frames.up_to(frame) for frame in frames]))
         async with asyncio.timeout(20):
             error = None
             while error is None or not loads or loads[-1].running:
