@@ -93,9 +93,7 @@ def _read_architecture(hf_dir: Path) -> tuple[Architecture, float]:
     except (KeyError, TypeError) as exc:
         raise ModelDirError(f"{hf_dir}/config.json: a size is missing or no number ({exc})") from exc
     if any(width % BLOCK for width in widths):
-        raise ModelDirError(
-            f"{hf_dir}: widths {widths} are not all multiples of {BLOCK}, the block of the quantization"
-        )
+        raise ModelDirError(f"{hf_dir}: widths {widths} are not all multiples of {BLOCK}, the smallest block")
     if architecture.head_dim % 16:
         raise ModelDirError(
             f"{hf_dir}: heads of {architecture.head_dim}; the runtime's attention wants multiples of 16"
