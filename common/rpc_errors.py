@@ -82,6 +82,12 @@ def from_rpc_error(error: grpc.RpcError) -> TiermeshError:
     return error_of("", code, message)
 
 
+def has_details(error: grpc.RpcError) -> bool:
+    """Whether a server of ours answered, rather than grpc itself or a proxy."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
+    return any(key == _STATUS_KEY for key, _ in error.trailing_metadata() or ())
+
+
 def _from_status(status: status_pb2.Status, code: int, message: str) -> TiermeshError:
     reason, retry_after_s = "", None
     violations: list[Violation] = []

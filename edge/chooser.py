@@ -16,6 +16,10 @@ _PER_VISIT = 0.1
 _PER_TOKEN = 0.02
 """Weights of a new observation in a running mean: the last 20 visits, or the last 100 tokens, count."""
 
+_FIRST_PROBE, _NEXT_PROBE = 3, 256
+"""Visits before the cloud's stream is measured by handing an answer over, and before it is measured anew. Without a
+probe, a stream that was never tried would never be found to be the faster way; one answer in dozens pays for it."""
+
 _PRIOR_ACCEPTANCE = 0.8
 _PRIOR_ALONE = 0.5
 _PRIOR_TOKENS = 16.0
@@ -57,6 +61,20 @@ class Pace:
     """Share of units that needed no visit, where that was possible at all."""
     unit_tokens: RunningMean = field(default_factory=RunningMean)
     """Tokens of a unit."""
+    visits_to_probe: int = _FIRST_PROBE
+    """Visits until one is made a hand-over, to learn how fast the cloud streams."""
+
+    def probe_due(self) -> bool:
+        """Whether the next visit shall hand over for that reason; says so once."""
+        if self.visits_to_probe > 0:
+            return False
+        self.visits_to_probe = _FIRST_PROBE
+        return True
+
+    def streamed(self, step_s: float) -> None:
+        """Notes how long the cloud took per token of a stream."""
+        self.stream_step_s.add(step_s)
+        self.visits_to_probe = _NEXT_PROBE
 
 
 @dataclass(slots=True)
@@ -79,6 +97,7 @@ class Course:
         """Notes a verdict."""
         for place in range(min(stands + 1, drafted)):
             self.pace.acceptance.add(float(place < stands))
+        self.pace.visits_to_probe -= 1
         self.stood += stands
         self.checked += min(stands + 1, drafted)
 

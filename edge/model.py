@@ -32,6 +32,7 @@ class EdgeModel:
     @classmethod
     def load(cls, artifact: Artifact, threads: int = 1) -> EdgeModel:
         """Loads the graph to run on `threads` cores. Raises ModelDirError when onnxruntime refuses it."""
+        ort.disable_telemetry_events()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

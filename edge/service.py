@@ -143,14 +143,13 @@ class EdgeService:
                 yield Finished(entry.reason, entry.hit_usage(), (Timing("edge", "cache", took_s),))
                 return
             session, shown = self._session(running, prompt_ids, situation, whole)
-            finished = None
             async with contextlib.aclosing(self._events(running, session, shown)) as events:
                 async for event in events:
-                    if isinstance(event, Finished):
-                        finished = event
+                    # Kept before it is told: a client that has heard the end hangs up.
+                    kept = isinstance(event, Finished) and running.recorder.entry(event.reason, event.usage)
+                    if key and kept:
+                        await node.cache.put(key, kept, grant.tenant.cache_ttl_s)
                     yield event
-            if key and finished and (kept := running.recorder.entry(finished.reason, finished.usage)):
-                await node.cache.put(key, kept, grant.tenant.cache_ttl_s)
 
     def _situation(self, model: str, quality: Quality) -> Situation:
         node = self._node

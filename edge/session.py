@@ -157,8 +157,10 @@ class Session:
         begun = time.perf_counter()
         decision = self._trust.decide(unit, self._terms.quality, self._terms.delta)
         self._course.decided(len(unit.ids), alone=decision is Decision.ALONE)
-        if decision is Decision.ASK and prefers_streaming(self._course, self._upstream.cloud_step_s):
-            decision = Decision.HAND_OVER
+        if decision is Decision.ASK:
+            probes = self._course.pace.probe_due()
+            if probes or prefers_streaming(self._course, self._upstream.cloud_step_s):
+                decision = Decision.HAND_OVER
         self._spent["decision"] += time.perf_counter() - begun
         return decision
 
@@ -253,7 +255,7 @@ class Session:
     def _note_stream(self) -> None:
         if self._stream and self._stream[2] >= 4:
             first, last, count = self._stream
-            self._course.pace.stream_step_s.add((last - first) / count)
+            self._course.pace.streamed((last - first) / count)
 
     def _end(self, told: RelayFinished) -> None:
         self._told = told
@@ -277,10 +279,10 @@ class Session:
         """The closing event, with what the answer took."""
         spent = self._spent
         timings = [Timing("edge", stage, spent[stage]) for stage in ("prefill", "decode", "decision", "relay")]
+        if spent["verify"]:
+            timings.append(Timing("cloud", "verify", spent["verify"]))
         if self._told is not None:
             timings += self._told.timings
-        elif spent["verify"]:
-            timings.append(Timing("cloud", "verify", spent["verify"]))
         told = self._told.usage if self._told else Usage()
         prompt = len(self._prompt_ids) or told.prompt_tokens
         completion = len(self.answer.ids)

@@ -9,7 +9,7 @@ import grpc
 
 from tiermesh.common import wire
 from tiermesh.common.errors import InternalError, TiermeshError, Unavailable
-from tiermesh.common.rpc_errors import from_rpc_error
+from tiermesh.common.rpc_errors import from_rpc_error, has_details
 from tiermesh.common.types import Event, Finished, ModelInfo, Prompt, Request, ScoreRequest, Scores
 from tiermesh.common.validate import MAX_MESSAGE_BYTES
 from tiermesh.v1 import inference_pb2 as pb
@@ -91,6 +91,6 @@ class Calls:
     def _ours(self, error: grpc.RpcError) -> TiermeshError:
         """Our error; where nobody listens, in words that say so."""
         ours = from_rpc_error(error)
-        if isinstance(ours, Unavailable) and "connect" in ours.message:
+        if isinstance(ours, Unavailable) and not has_details(error):
             return Unavailable(f"nothing answers at {self._address}; is the service running there?")
         return ours

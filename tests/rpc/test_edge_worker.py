@@ -101,7 +101,7 @@ EXACT = replace(TENANT, quality=Quality.EXACT)
 async def test_exact_text_is_the_workers_own(models: Path, worker: str, model: str, sampling: dict) -> None:
     async with edge(models / model, worker, EXACT) as node, AsyncClient(worker) as direct:
         edge_tokens = 0
-        node.pace.stream_step_s.add(1e6)
+        patient(node)
         for prompt in PROMPTS:
             options = {"max_tokens": 40, "stop": ["\n\n", " li"], "logprobs": True} | sampling
             mine = await node.client.generate(prompt, **options)
@@ -128,6 +128,7 @@ def patient(node: EdgeNode) -> None:
     """Makes any visit look better than streaming."""
     for mean, value in ((node.pace.travel_s, 1e-6), (node.pace.verify_s, 1e-6), (node.pace.stream_step_s, 1e6)):
         mean.value = value
+    node.pace.visits_to_probe = 1_000_000
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "warm"])
@@ -246,6 +247,7 @@ async def test_a_cut_cable_is_missed_and_found_again(models: Path, worker: str) 
     degradable = replace(TENANT, quality=Quality.BOUNDED, degraded_allowed=True)
     async with edge(models / "stranger", await cable.plug(), degradable) as node, AsyncClient(worker) as direct:
         client: AsyncClient = node.client  # type: ignore[attr-defined]
+        patient(node)
         expected = await direct.generate("dim the lights", max_tokens=120)
         send, sixth = node.upstream.link._send, asyncio.Event()
         frames: list[object] = []

@@ -168,6 +168,26 @@ class Clock:
         return self.time_s
 
 
+def test_a_stream_is_probed_early_and_then_rarely() -> None:
+    pace = Pace()
+    visits = []
+    for visit in range(600):
+        if pace.probe_due():
+            visits.append(visit)
+            pace.streamed(0.01)
+        Course(pace, may_be_alone=False).visited(8, 8)
+    assert visits == [3, 259, 515]
+
+
+def test_a_probe_that_measured_nothing_is_made_again_soon() -> None:
+    pace = Pace()
+    probes = 0
+    for _ in range(30):
+        probes += pace.probe_due()
+        Course(pace, may_be_alone=False).visited(8, 8)
+    assert probes == 9
+
+
 async def test_admission_bounds_running_and_waiting() -> None:
     clock = Clock()
     admission = Admission(2, clock, queued_per_place=1)
