@@ -12,11 +12,11 @@ from pathlib import Path
 from tiermesh import Answer, AsyncClient, Quality
 from tiermesh.common import wire
 from tiermesh.common.types import Event, Origin, Request, Tokens
-from tiermesh.models import starter
 from tiermesh.supervise import ANY_PORTS, Mesh
 from tiermesh.v1 import inference_pb2 as pb
 
 from .kit import percentiles
+from .prompts import heldout
 from .results import plot_bars, require_green, write_result
 
 Figures = dict[str, dict[str, float]]
@@ -27,33 +27,34 @@ _KEY = "demo-key"
 def main(arguments: Sequence[str]) -> None:
     """Starts a mesh, asks held-out commands, prints and writes what each hop took."""
     parser = argparse.ArgumentParser(prog="tiermesh bench walk", description=__doc__)
-    parser.add_argument("--prompts", type=int, default=100, help="held-out commands to ask in each way")
+    parser.add_argument("--prompts", type=int, default=300, help="held-out commands to ask in each way")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument("--force", action="store_true", help="measure even a tree that was not tested, and record that")
     given = parser.parse_args(arguments)
     green = require_green(given.force)
-    figures = asyncio.run(_measure(_prompts(given.prompts))) | _serialization()
+    figures = asyncio.run(_measure(heldout("command")[: given.prompts])) | _serialization()
     path = write_result("walk", figures, green=green)
     shown = {name: ms["p50"] for name, ms in figures.items() if "whole" not in name}
     plot_bars("walk", "Where a request's time goes (median, one request at a time)", "milliseconds", shown)
     print(json.dumps(figures) if given.json else _table(figures, path))
 
 
-def _prompts(count: int) -> list[str]:
-    rows = [json.loads(line) for line in (starter() / "heldout.jsonl").read_text().splitlines()]
-    return [row["prompt"] for row in rows if row["kind"] == "command"][:count]
-
-
 async def _measure(prompts: Sequence[str]) -> Figures:
     async with Mesh(ports=ANY_PORTS) as mesh:
         async with AsyncClient(mesh.addresses["edge"], api_key=_KEY) as edge:
-            alone = await _ask_all(edge, prompts, Quality.EDGE)
             bounded = await _ask_all(edge, prompts, Quality.BOUNDED)
+            code = await _ask_all(edge, heldout("code")[:20], Quality.BOUNDED)
         async with AsyncClient(mesh.addresses["router"], api_key=_KEY) as router:
             through_router = await _ask_all(router, prompts, Quality.EXACT)
         async with AsyncClient(mesh.addresses["cloud"], api_key=_KEY) as worker:
             direct = await _ask_all(worker, prompts, Quality.EXACT)
-    return _edge_figures(alone) | _ask_figures(bounded) | _cloud_figures(through_router, direct)
+    alone = [answer for answer in bounded if not answer.usage.asks]
+    return (
+        _edge_figures(alone)
+        | _ask_figures("", bounded)
+        | _ask_figures(" of a longer answer", [answer for answer in code if answer.usage.asks > 4])
+        | _cloud_figures(through_router, direct)
+    )
 
 
 async def _ask_all(client: AsyncClient, prompts: Sequence[str], quality: Quality) -> list[Answer]:
@@ -81,15 +82,18 @@ def _edge_figures(alone: Sequence[Answer]) -> Figures:
     }
 
 
-def _ask_figures(answers: Iterable[Answer]) -> Figures:
-    """Per ask, over answers that were not handed over: all that it added, and what of it was not the cloud's work."""
+def _ask_figures(which: str, answers: Iterable[Answer]) -> Figures:
+    """Per ask, over answers that were not handed over: all that it added, and what of it was not the cloud's work.
+
+    The first ask of an answer has the cloud read the prompt; in a longer answer the later ones outweigh it.
+    """
     asked = [a for a in answers if a.usage.asks and not a.usage.handed_over]
     if not asked:
         return {}
     return {
-        "an ask": _ms(_stage_s(a, "edge", "relay") / a.usage.asks for a in asked),
-        "cloud verification": _ms(_stage_s(a, "cloud", "verify") / a.usage.asks for a in asked),
-        "relay, edge to worker and back": _ms(
+        f"an ask{which}": _ms(_stage_s(a, "edge", "relay") / a.usage.asks for a in asked),
+        f"cloud verification{which}": _ms(_stage_s(a, "cloud", "verify") / a.usage.asks for a in asked),
+        f"relay, there and back{which}": _ms(
             (_stage_s(a, "edge", "relay") - _stage_s(a, "cloud", "verify")) / a.usage.asks for a in asked
         ),
     }
@@ -143,6 +147,6 @@ def _ms(seconds: Iterable[float]) -> dict[str, float]:
 
 
 def _table(figures: Figures, path: Path) -> str:
-    lines = [f"{'milliseconds':<36}{'p50':>9}{'p95':>9}{'n':>7}"]
-    lines += [f"{name:<36}{ms['p50']:>9.3f}{ms['p95']:>9.3f}{ms['count']:>7.0f}" for name, ms in figures.items()]
+    lines = [f"{'milliseconds':<44}{'p50':>9}{'p95':>9}{'n':>7}"]
+    lines += [f"{name:<44}{ms['p50']:>9.3f}{ms['p95']:>9.3f}{ms['count']:>7.0f}" for name, ms in figures.items()]
     return "\n".join([*lines, f"written to {path}"])
