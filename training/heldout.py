@@ -1,4 +1,6 @@
-"""Prompts that training never saw: commands of held-out templates and pairs, and openings of held-out source files.
+"""Prompts that training never saw: commands of held-out templates and pairs, and openings of source files.
+
+Those kept in the repository are openings of tiermesh's own source, which is no part of the corpus.
 
 `python -P -m tiermesh.training.heldout` writes models/starter/heldout.jsonl.
 """
@@ -11,7 +13,9 @@ from pathlib import Path
 
 from ..models import starter
 from .commands import generate
-from .corpus import Source, read_corpus
+from .corpus import Source
+
+_OWN_FOLDERS = ("common", "cache", "cloud", "edge", "router", "sdk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,16 @@ def _openings(text: str) -> Iterator[str]:
             yield opening
 
 
+def own_sources() -> tuple[Source, ...]:
+    """The source of this project, from the checkout."""
+    root = Path(__file__).parent.parent
+    paths = sorted(path for folder in _OWN_FOLDERS for path in (root / folder).glob("*.py"))
+    return tuple(Source("tiermesh", path.read_text(encoding="utf-8")) for path in paths)
+
+
 def write_heldout(out: Path) -> None:
     """300 commands and 60 code prompts, one JSON object per line."""
-    prompts = command_prompts(300, 2026) + code_prompts(read_corpus().heldout, 60, 2026)
+    prompts = command_prompts(300, 2026) + code_prompts(own_sources(), 60, 2026)
     out.write_text("".join(json.dumps(prompt.to_json()) + "\n" for prompt in prompts))
 
 
