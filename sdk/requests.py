@@ -66,7 +66,7 @@ class GenerateOptions(SamplingOptions, RoutingOptions, total=False):
     cache: CacheControl | str
     """"use", "bypass" or "refresh"."""
     request_id: str
-    """Idempotency key; drawn here when left out."""
+    """Names the request for `cancel` and in the logs; unique among those that run. Drawn here when left out."""
 
 
 _SAMPLING = frozenset(SamplingOptions.__annotations__)

@@ -9,7 +9,7 @@ import argparse
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +22,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from ..common.errors import ModelDirError, TiermeshError
 from ..common.model_dir import digests, read_eos_ids, read_json
+from ..edge.artifact import FORMAT, Architecture
 from .onnx_graph import BLOCK, GraphBuilder
 
 NEVER = 2.0
 """A unit's score is a probability, so this threshold trusts nothing: the default until a pair is measured."""
 _EXTERNAL_BYTES = 1_500_000_000
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """The shape of the decoder, as edge.json states it."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    max_length: int
-    rope_theta: float
 
 
 def export_edge(hf_dir: Path, out: Path, bits: int = 8, *, min_unit_probability: float = NEVER) -> None:
@@ -61,7 +48,7 @@ def export_edge(hf_dir: Path, out: Path, bits: int = 8, *, min_unit_probability:
         if (hf_dir / name).exists():
             shutil.copyfile(hf_dir / name, out / name)
     facts = {
-        "format": 1,
+        "format": FORMAT,
         "architecture": asdict(architecture),
         "bits": bits,
         "eos_ids": list(read_eos_ids(hf_dir)),

@@ -52,7 +52,9 @@ class GenerateRequest(_message.Message):
     """For bounded quality: the share of units that may differ. May only tighten the tenant's."""
     cache: _types_pb2.CacheControl.ValueType
     request_id: _builtins.str
-    """Idempotency key, scoped to the tenant. Drawn by the first hop when empty."""
+    """Names the request for Cancel and in the logs; one running request of a tenant has it. Drawn by the first hop when
+    empty.
+    """
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
         """Required."""

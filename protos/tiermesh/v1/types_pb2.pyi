@@ -324,7 +324,7 @@ class Usage(_message.Message):
     prompt_tokens: _builtins.int
     completion_tokens: _builtins.int
     cached_prompt_tokens: _builtins.int
-    """Prompt tokens that a prefix cache saved."""
+    """Prompt tokens that a prefix cache saved; 0 where there is none."""
     billed_tokens: _builtins.int
     """Tokens that count against the tenant's limits and bill; 0 for a cache hit."""
     asks: _builtins.int
