@@ -192,7 +192,7 @@ class _Draw:
 
     def excepted(self) -> _Part | None:
         """An action for a list of places, less one of them."""
-        found = self.rooms(self.rng.choice((3, 4) if self.split == "train" else (2, 3)))
+        found = self.rooms(self.rng.choice((2, 3, 4) if self.split == "train" else (2, 3)))
         if found is None:
             return None
         kind, places, setting = found

@@ -14,8 +14,21 @@ BOS, EOS, PAD = 0, 1, 2
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>")
 CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] + '\\n' }}{% endfor %}"
 
-# Words take the space before them; a run of spaces leaves its last one to the word, as in GPT-2's splitter.
-_PIECES = r"\n| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|[^\S\n]+(?!\S)|\s"
+# Words take the space, dot or underscore before them; a run of spaces leaves its last one to the word, as in GPT-2's
+# splitter. A JSON key may become one token with the quotes and brackets around it (`","set":{"`): answers to commands
+# then take 0.6 of the tokens, at the edge and in every cloud pass.
+_PIECES = "|".join(
+    (
+        r"\n",
+        r'["\]}\[{,]*"\p{L}+":["{\[]*',
+        r'":(?:["{\[]+|\p{L}+)?',
+        r"[ ._]?\p{L}+",
+        r"_?\p{N}",
+        r" ?[^\s\p{L}\p{N}]+",
+        r"[^\S\n]+(?!\S)",
+        r"\s",
+    )
+)
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int = 4096) -> Tokenizer:

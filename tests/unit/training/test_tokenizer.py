@@ -31,3 +31,10 @@ def test_digits_and_newlines_stand_alone() -> None:
 def test_specials_have_their_ids_and_are_parsed() -> None:
     assert [TOKENIZER.token_to_id(name) for name in ("<|bos|>", "<|eos|>", "<|pad|>")] == [BOS, EOS, PAD]
     assert TOKENIZER.encode("a<|eos|>").ids[-1] == EOS
+
+
+def test_a_json_key_is_one_token_with_its_marks() -> None:
+    line = '[{"device":"pump.line_2","set":{"on":false}},{"device":"pump.line_3","set":{"on":true}}]'
+    tokenizer = train_tokenizer([line + "\n"] * 3, 340)
+    pieces = [tokenizer.decode([token]) for token in tokenizer.encode(line, add_special_tokens=False).ids]
+    assert pieces[:8] == ['[{"device":"', "pump", ".line", "_2", '","set":{"', "on", '":false', '}},{"device":"']
