@@ -241,9 +241,9 @@ async def slow(edge_dir: Path) -> AsyncIterator[EdgeService]:
                 draft = await opened()
                 unit = draft.unit
 
-                async def held(known, room):
+                async def held(known, room, doubt):
                     await gate.wait()
-                    return await unit(known, room)
+                    return await unit(known, room, doubt)
 
                 draft.unit = held
                 return draft
