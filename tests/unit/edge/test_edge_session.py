@@ -34,6 +34,7 @@ from tiermesh.common.relay_link import RelayLink
 from tiermesh.common.types import Digests, Finished, FinishReason, ModelInfo, Origin, Quality, Request, Tokens, Usage
 from tiermesh.edge.answer import Answer
 from tiermesh.edge.chooser import Course, Pace
+from tiermesh.edge.drafting import Doubt
 from tiermesh.edge.session import Session, Terms
 from tiermesh.edge.trust import Decision, Trust
 from tiermesh.edge.units import Borders, Unit
