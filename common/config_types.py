@@ -128,7 +128,8 @@ class EdgeConfig:
     node_key: str | None
     """Its credential at the router."""
     state_dir: Path | None
-    """Where the router's policy is kept for a start without the router; None keeps nothing."""
+    """Where the router's policy is kept for a start without the router, and the ledger over restarts; None keeps
+    nothing."""
     sessions: int
     """Generations that run at once."""
     degraded_allowed: bool

@@ -81,7 +81,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """What an edge node answered, so that the router's limits see it."""
+    """What an edge node answered, so that the router's limits see it, and what became of what it showed alone."""
 
     request_id: str
     tenant: str
@@ -93,6 +93,18 @@ class UsageReport:
     alone: int = 0
     asks: int = 0
     handed_over: bool = False
+    alone_tokens: int = 0
+    """Shown without asking, under the bound; an id that ended the answer counts."""
+    labelled_tokens: int = 0
+    """Shown alone, now or earlier, of which the cloud has now said what it would have taken."""
+    wrong_tokens: int = 0
+    """Of labelled_tokens: it would have taken others."""
+    audits: int = 0
+    """Audits of the answer that have ended. A report with any is no request, and bills nothing."""
+    audits_lost: int = 0
+    """Of audits: without labels."""
+    audit_tokens: int = 0
+    """Of prompts and answers, read by the cloud for audits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,12 @@ def _report_from(pb: rpb.UsageReport) -> f.UsageReport:
         alone=pb.alone,
         asks=pb.asks,
         handed_over=pb.handed_over,
+        alone_tokens=pb.alone_tokens,
+        labelled_tokens=pb.labelled_tokens,
+        wrong_tokens=pb.wrong_tokens,
+        audits=pb.audits,
+        audits_lost=pb.audits_lost,
+        audit_tokens=pb.audit_tokens,
     )
 
 
@@ -112,6 +118,12 @@ def _report_to(x: f.UsageReport) -> rpb.UpFrame:
         alone=x.alone,
         asks=x.asks,
         handed_over=x.handed_over,
+        alone_tokens=x.alone_tokens,
+        labelled_tokens=x.labelled_tokens,
+        wrong_tokens=x.wrong_tokens,
+        audits=x.audits,
+        audits_lost=x.audits_lost,
+        audit_tokens=x.audit_tokens,
     )
     return rpb.UpFrame(usage=report)
 

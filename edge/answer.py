@@ -22,6 +22,8 @@ class Answer:
         self.logprobs: list[float] = []
         self.reason: FinishReason | None = None
         """Set once the answer is complete."""
+        self.end_id: int | None = None
+        """The id that ended the answer, if one did."""
         self.by_origin = dict.fromkeys(Origin, 0)
         """Tokens that each origin gave."""
         self.degraded = False
@@ -56,6 +58,7 @@ class Answer:
             self.reason = FinishReason.LENGTH
         elif end is not None:
             self.reason = FinishReason.STOP
+            self.end_id = ids[end]
         return self._show(taken, text, origin, logprobs[: len(taken)], degraded)
 
     def pass_on(self, ids: Sequence[int], text: str, origin: Origin, logprobs: Sequence[float]) -> Tokens | None:

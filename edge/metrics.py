@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from ..common.telemetry import LATENCY_BUCKETS_S, TPOT_BUCKETS_S
+from .drift import Standing
+from .ledgers import Ledgers
 
 
 class EdgeMetrics:
@@ -25,9 +32,27 @@ class EdgeMetrics:
         )
         self.labels = Counter(
             "tiermesh_edge_labels_total",
-            "Tokens shown alone, by whether the cloud would have taken them; as far as visits told.",
+            "Tokens shown alone, by whether the cloud would have taken them; as far as visits and audits told.",
             ["agrees"],
             registry=r,
+        )
+        self.alone_tokens = Counter(
+            "tiermesh_edge_alone_tokens_total", "Tokens shown without asking, under a bound.", registry=r
+        )
+        self.withheld = Counter(
+            "tiermesh_edge_withheld_total",
+            "Units that the score trusted and that were asked about all the same, by why.",
+            ["cause"],
+            registry=r,
+        )
+        self.audits = Counter(
+            "tiermesh_edge_audits_total",
+            "Ends of answers that no visit labelled, by what became of their audit.",
+            ["outcome"],
+            registry=r,
+        )
+        self.audit_tokens = Counter(
+            "tiermesh_edge_audit_tokens_total", "Prompt and answer tokens that the cloud read for audits.", registry=r
         )
         self.degraded = Counter(
             "tiermesh_edge_degraded_total", "Answers with tokens that should have been verified.", registry=r
@@ -46,3 +71,42 @@ class EdgeMetrics:
         self.connected = Gauge("tiermesh_edge_upstream_connected", "1 while the next hop can be asked.", registry=r)
         self.acceptance = Gauge("tiermesh_edge_acceptance", "Share of checked drafts that stand.", registry=r)
         self.visit = Gauge("tiermesh_edge_visit_seconds", "Mean time of a visit without the cloud's work.", registry=r)
+
+    def watch(self, ledgers: Ledgers) -> None:
+        """Shows the accounts at each scrape."""
+        self.registry.register(_Accounts(ledgers))
+
+
+class _Accounts(Collector):
+    """Gauges by tenant, over all its bounds; tenants come from the configuration."""
+
+    def __init__(self, ledgers: Ledgers) -> None:
+        self._ledgers = ledgers
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Called in the thread of the HTTP port; reads only."""
+        unlabelled: dict[str, float] = defaultdict(float)
+        room: dict[str, float] = {}
+        alarm: dict[str, float] = defaultdict(float)
+        trusted: dict[str, float] = defaultdict(float)
+        for place, account in self._ledgers.accounts():
+            tenant, standing = place.tenant, account.watch.standing
+            unlabelled[tenant] += account.unlabelled
+            room[tenant] = min(account.room, room.get(tenant, account.room))
+            alarm[tenant] = max(alarm[tenant], standing is Standing.DRIFTED)
+            trusted[tenant] = max(trusted[tenant], standing is Standing.GOOD)
+        yield _gauge("unlabelled_tokens", "Tokens shown alone that count as wrong for want of a label.", unlabelled)
+        yield _gauge("ledger_room_tokens", "What may still go wrong under the tightest of the accounts.", room)
+        yield _gauge("drift_alarm", "1 while labels say that the edge is wrong more often than agreed.", alarm)
+        yield _gauge("trusted", "1 while units may be shown alone at all.", trusted)
+
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        """Nothing in advance: the names are fixed, the tenants are not."""
+        return iter(())
+
+
+def _gauge(name: str, words: str, values: dict[str, float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"tiermesh_edge_{name}", words, labels=["tenant"])
+    for tenant, value in values.items():
+        family.add_metric([tenant], value)
+    return family

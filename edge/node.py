@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +16,10 @@ from ..common.text import Text
 from ..common.types import ModelInfo, Request
 from .admission import Admission
 from .artifact import read_artifact
+from .audits import Audits
 from .chooser import Pace
 from .drafting import Draft, LocalDraft
+from .ledgers import Ledgers
 from .metrics import EdgeMetrics
 from .model import EdgeModel, SequenceState
 from .sampling import Picker
@@ -44,6 +49,8 @@ class EdgeNode:
         self.trust = Trust(self.artifact.min_unit_probability)
         self.pace = Pace()
         self.metrics = EdgeMetrics()
+        self.ledgers = Ledgers(config.state_dir, self.artifact.digests.model)
+        self.audits = Audits(self.upstream, self.tenants, self.metrics, random.Random(secrets.randbits(256)))
         self._model = model
         self._line_ends = line_ends(text.token_bytes)
         self._free: list[SequenceState] = [model.sequence()]
@@ -58,6 +65,7 @@ class EdgeNode:
         node = cls(config, EdgeModel.load(artifact, config.threads), Text(config.model))
         node._warm_up()
         node.tenants.restore()
+        node.ledgers.restore()
         return node
 
     def own_model(self) -> ModelInfo:
@@ -88,16 +96,20 @@ class EdgeNode:
         return frozenset((*self.artifact.eos_ids, *request.stop_ids))
 
     async def run(self) -> None:
-        """Keeps the link to the next hop up until cancelled."""
-        await self.upstream.run()
+        """Keeps the link to the next hop up, writes the ledger down and audits, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for work in (self.upstream.run(), self.ledgers.run(), self.audits.run()):
+                tasks.create_task(work)
 
     def close(self) -> None:
-        """Ends the model's thread."""
+        """Writes the ledger's last word, and ends the model's thread."""
+        self.ledgers.close()
         self._thread.shutdown(wait=True)
 
     def _watch(self) -> None:
         """Gauges read what they show when they are asked."""
         metrics, pace = self.metrics, self.pace
+        metrics.watch(self.ledgers)
         metrics.running.set_function(lambda: self.admission.running)
         metrics.waiting.set_function(lambda: self.admission.waiting)
         metrics.connected.set_function(lambda: self.upstream.connected)

@@ -38,6 +38,7 @@ from .chooser import Course
 from .intake import Situation, fill, goes_up_whole, limits, speaks_foreign
 from .node import EdgeNode
 from .session import Session, Terms
+from .tab import Tab
 from .tenants import Grant
 from .visits import Errand, Visits
 
@@ -184,23 +185,25 @@ class EdgeService:
         node, request, grant = self._node, running.request, running.grant
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grant.deadline_s - (time.perf_counter() - running.begun)
-        degradable = grant.quality is Quality.BOUNDED and grant.tenant.degraded_allowed
+        bounded = grant.quality is Quality.BOUNDED
         terms = Terms(
             quality=grant.quality,
             delta=grant.delta,
-            may_degrade=degradable and node.config.degraded_allowed,
+            may_degrade=bounded and grant.tenant.degraded_allowed and node.config.degraded_allowed,
             deadline=deadline,
             logprobs=request.logprobs,
             foreign=speaks_foreign(situation, grant.quality),
         )
         errand = Errand(request, grant.tenant.name, lambda: max(0.001, deadline - loop.time()))
         shown: asyncio.Queue[Tokens | None] = asyncio.Queue()
+        cloud = situation.pool.digests.model if situation.pool else None
         session = Session(
             prompt_ids,
             terms,
             Answer(node.text.detokenizer(request.stop), node.end_ids(request), request.max_tokens),
-            Course(node.pace, may_be_alone=grant.quality is Quality.BOUNDED),
+            Course(node.pace, may_be_alone=bounded),
             node.trust,
+            node.ledgers.tab(grant.tenant.name, cloud, grant.delta) if bounded else Tab(None),
             node.upstream,
             Visits(node.upstream.link, errand),
             node.drafts(request, len(prompt_ids)),
@@ -242,8 +245,12 @@ class EdgeService:
         metrics, request, answer = self._node.metrics, running.request, session.answer
         for decision, count in session.decisions.items():
             metrics.decisions.labels(decision.value).inc(count)
-        for agrees, count in session.labels.items():
-            metrics.labels.labels(str(agrees).lower()).inc(count)
+        tab = session.tab
+        for cause, count in tab.withheld.items():
+            metrics.withheld.labels(cause.value).inc(count)
+        metrics.alone_tokens.inc(tab.shown)
+        metrics.labels.labels("true").inc(tab.labelled - tab.wrong)
+        metrics.labels.labels("false").inc(tab.wrong)
         metrics.degraded.inc(answer.degraded)
         usage = session.finished(answer.reason or FinishReason.CANCELLED).usage
         if running.first_s is not None and len(answer.ids) > 1:
@@ -261,8 +268,13 @@ class EdgeService:
                 alone=usage.alone,
                 asks=usage.asks,
                 handed_over=usage.handed_over,
+                alone_tokens=tab.shown,
+                labelled_tokens=tab.labelled,
+                wrong_tokens=tab.wrong,
             )
         )
+        ending = () if answer.end_id is None else (answer.end_id,)
+        self._node.audits.ended(tab, request, running.grant.tenant.name, usage.prompt_tokens, (*answer.ids, *ending))
 
     @contextlib.contextmanager
     def _registered(self, running: _Running) -> Iterator[None]:

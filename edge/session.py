@@ -28,6 +28,7 @@ from ..common.types import Finished, FinishReason, Origin, Quality, Timing, Toke
 from .answer import Answer
 from .chooser import Course, prefers_streaming, worthwhile_drafts
 from .drafting import Doubt, Draft
+from .tab import Tab
 from .trust import Decision, Trust
 from .units import Unit
 from .upstream import Upstream
@@ -69,6 +70,7 @@ class Session:
         answer: Answer,
         course: Course,
         trust: Trust,
+        tab: Tab,
         upstream: Upstream,
         visits: Visits,
         open_draft: Callable[[], Awaitable[Draft]],
@@ -78,8 +80,7 @@ class Session:
         """`handed_over` starts with the cloud: the edge drafts nothing."""
         self.answer = answer
         self.decisions: Counter[Decision] = Counter()
-        self.labels: Counter[bool] = Counter()
-        """Tokens shown alone, by whether the cloud would have taken them; as far as visits told."""
+        self.tab = tab
         self._prompt_ids = prompt_ids
         self._terms = terms
         self._course = course
@@ -92,8 +93,8 @@ class Session:
         self._draft: Draft | None = None
         self._resumes = 0
         self._asks = 0
-        self._unlabelled = 0
-        """Answer index up to which visits have brought labels."""
+        self._withheld = False
+        """Whether the present unit was trusted, and is asked about because the ledger says so."""
         self._stream: tuple[float, float, int] | None = None
         """Times of the first and the last streamed tokens, and how many came after the first."""
         self._spent = dict.fromkeys(("prefill", "decode", "decision", "relay", "verify"), 0.0)
@@ -129,7 +130,10 @@ class Session:
         decision = self._decide(unit)
         self.decisions[decision] += 1
         if decision is Decision.ALONE:
+            before = len(self.answer.ids)
             self._show_alone(unit, degraded=False)
+            if self._terms.quality is Quality.BOUNDED:
+                self.tab.show(before, len(self.answer.ids) - before + (self.answer.end_id is not None))
             return
         try:
             await self._visit(unit, decision is Decision.HAND_OVER)
@@ -160,6 +164,10 @@ class Session:
     def _decide(self, unit: Unit) -> Decision:
         begun = time.perf_counter()
         decision = self._trust.decide(unit, self._terms.quality, self._terms.delta)
+        bounded = decision is Decision.ALONE and self._terms.quality is Quality.BOUNDED
+        self._withheld = bounded and self.tab.refuses(len(unit.ids))
+        if self._withheld:
+            decision = Decision.ASK
         self._course.decided(len(unit.ids), alone=decision is Decision.ALONE)
         if decision is Decision.ASK:
             probes = self._course.pace.probe_due()
@@ -190,7 +198,6 @@ class Session:
         stands, follows = unit.ids[: verdict.stands], () if verdict.next_id is None else (verdict.next_id,)
         self._show(self.answer.take(stands, Origin.EDGE, self._wanted(verdict.logprobs)))
         self._show(self.answer.take(follows, Origin.CLOUD, self._wanted(verdict.logprobs[verdict.stands :])))
-        self._unlabelled = len(self.answer.ids)
         if hand_over:
             self._handed_over = True
             self._release_draft()
@@ -204,8 +211,10 @@ class Session:
             pace.verify_s.add(verdict.compute_s)
         self._spent["verify"] += verdict.compute_s
         self._course.visited(len(unit.ids), verdict.stands)
-        alone = self.answer.ids[self._unlabelled :]
-        self.labels.update(choice == given for choice, given in zip(verdict.choices, alone, strict=False))
+        known = max(0, verdict.position - len(verdict.choices))
+        self.tab.label(known, self.answer.ids[known:], verdict.choices)
+        if self._withheld:
+            self.tab.verified(len(unit.ids), verdict.stands)
 
     async def _follow(self) -> None:
         """One step of a handed-over answer."""

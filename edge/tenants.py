@@ -125,6 +125,11 @@ class Tenants:
                 owner = tenant
         return owner
 
+    def lowest_tier(self, name: str) -> TierPolicy:
+        """The tier of lowest priority that a tenant may use. Raises Unauthenticated when the tenant is withdrawn."""
+        open_to = self.by_name(name).tiers
+        return [tier for tier in self._tiers.values() if tier.name in open_to][-1]
+
     def _apply(self, policy: Policy, expires_at: float) -> None:
         self._policy, self._expires_at = policy, expires_at
         self._owners = [(known.encode(), tenant) for tenant in policy.tenants for known in tenant.key_hashes]

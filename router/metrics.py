@@ -24,6 +24,14 @@ _WORKER_FACTS = {
 }
 
 
+_EDGE_TOKENS = {
+    "alone": "Tokens that edge nodes showed without asking, under a bound.",
+    "labelled": "Of these, as far as visits and audits told what the cloud would have taken.",
+    "wrong": "Of the labelled ones: the cloud would have taken others.",
+    "audit": "Prompt and answer tokens that were read for audits.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What is, at the moment of a scrape."""
@@ -78,6 +86,13 @@ class Metrics:
         self._reports = Counter(
             "tiermesh_router_edge_units_total", "Units of edge nodes, by what became of them.", ["decision"], registry=r
         )
+        self._edge_tokens = {
+            fact: Counter(f"tiermesh_router_edge_{fact}_tokens_total", words, ["node"], registry=r)
+            for fact, words in _EDGE_TOKENS.items()
+        }
+        self._audits = Counter(
+            "tiermesh_router_edge_audits_total", "Audits of edge nodes, by outcome.", ["node", "outcome"], registry=r
+        )
         self._queue_s = _histogram("queue", "Time until a slot was free.", LATENCY_BUCKETS_S, r)
         self._ttft_s = _histogram("ttft", "Time to the first token.", LATENCY_BUCKETS_S, r)
         self._tpot_s = _histogram("tpot", "Time per output token after the first.", TPOT_BUCKETS_S, r)
@@ -103,6 +118,17 @@ class Metrics:
         """What an edge node reports of one answer."""
         for decision, count in (("alone", alone), ("ask", asks), ("hand_over", int(handed_over))):
             self._reports.labels(decision).inc(count)
+
+    def alone(self, node: str, shown: int, labelled: int, wrong: int) -> None:
+        """Tokens that an edge node showed alone, and those that the cloud has labelled since."""
+        for fact, count in (("alone", shown), ("labelled", labelled), ("wrong", wrong)):
+            self._edge_tokens[fact].labels(node).inc(count)
+
+    def audited(self, node: str, audits: int, lost: int, tokens: int) -> None:
+        """Audits that an edge node reports as ended, and what they had the cloud read."""
+        self._audits.labels(node, "labelled").inc(audits - min(lost, audits))
+        self._audits.labels(node, "lost").inc(lost)
+        self._edge_tokens["audit"].labels(node).inc(tokens)
 
     def queued(self, tier: str, seconds: float) -> None:
         """A request got its slot after this time."""

@@ -157,6 +157,9 @@ class Nodes:
         if report.tenant not in node.tenants or report.tenant not in self.directory.tenants:
             _log.warning("usage_of_another_tenant", node=node.name, request_id=report.request_id)
             return
+        self._count(node, report)
+        if report.audits:
+            return
         tokens = report.prompt_tokens + report.edge_tokens + report.cloud_tokens
         if report.edge_tokens + report.cloud_tokens == 0:
             tokens = 0  # answered from the node's cache
@@ -165,3 +168,9 @@ class Nodes:
         self.parts.metrics.tokens("cloud", report.cloud_tokens)
         self.parts.metrics.tokens("cache", report.cache_tokens)
         self.parts.metrics.units(report.alone, report.asks, report.handed_over)
+
+    def _count(self, node: NodeConfig, report: UsageReport) -> None:
+        """What became of tokens shown alone. Nodes that nobody configured share one name: they choose their own."""
+        name = "" if self.directory.mesh.router.nodes_open else node.name
+        self.parts.metrics.alone(name, report.alone_tokens, report.labelled_tokens, report.wrong_tokens)
+        self.parts.metrics.audited(name, report.audits, report.audits_lost, report.audit_tokens)

@@ -384,7 +384,7 @@ Global___Close: _TypeAlias = Close  # noqa: Y015
 
 @_typing.final
 class UsageReport(_message.Message):
-    """What an edge node answered alone, so that limits and budgets see it."""
+    """What an edge node answered alone, so that limits and budgets see it, and what became of what it showed alone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -398,6 +398,12 @@ class UsageReport(_message.Message):
     ALONE_FIELD_NUMBER: _builtins.int
     ASKS_FIELD_NUMBER: _builtins.int
     HANDED_OVER_FIELD_NUMBER: _builtins.int
+    ALONE_TOKENS_FIELD_NUMBER: _builtins.int
+    LABELLED_TOKENS_FIELD_NUMBER: _builtins.int
+    WRONG_TOKENS_FIELD_NUMBER: _builtins.int
+    AUDITS_FIELD_NUMBER: _builtins.int
+    AUDITS_LOST_FIELD_NUMBER: _builtins.int
+    AUDIT_TOKENS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     tenant: _builtins.str
     tier: _builtins.str
@@ -408,6 +414,18 @@ class UsageReport(_message.Message):
     alone: _builtins.int
     asks: _builtins.int
     handed_over: _builtins.bool
+    alone_tokens: _builtins.int
+    """Tokens shown without asking, under the bound; an id that ended the answer counts."""
+    labelled_tokens: _builtins.int
+    """Tokens shown alone, now or earlier, of which the cloud has now said what it would have taken."""
+    wrong_tokens: _builtins.int
+    """Of labelled_tokens: it would have taken others."""
+    audits: _builtins.int
+    """Audits of the answer that have ended. A report with any is no request, and bills nothing."""
+    audits_lost: _builtins.int
+    """Of audits: without labels."""
+    audit_tokens: _builtins.int
+    """Tokens of prompts and answers, read by the cloud for audits."""
     def __init__(
         self,
         *,
@@ -421,10 +439,16 @@ class UsageReport(_message.Message):
         alone: _builtins.int = ...,
         asks: _builtins.int = ...,
         handed_over: _builtins.bool = ...,
+        alone_tokens: _builtins.int = ...,
+        labelled_tokens: _builtins.int = ...,
+        wrong_tokens: _builtins.int = ...,
+        audits: _builtins.int = ...,
+        audits_lost: _builtins.int = ...,
+        audit_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "asks", b"asks", "cache_tokens", b"cache_tokens", "cloud_tokens", b"cloud_tokens", "edge_tokens", b"edge_tokens", "handed_over", b"handed_over", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "tenant", b"tenant", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "alone_tokens", b"alone_tokens", "asks", b"asks", "audit_tokens", b"audit_tokens", "audits", b"audits", "audits_lost", b"audits_lost", "cache_tokens", b"cache_tokens", "cloud_tokens", b"cloud_tokens", "edge_tokens", b"edge_tokens", "handed_over", b"handed_over", "labelled_tokens", b"labelled_tokens", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "tenant", b"tenant", "tier", b"tier", "wrong_tokens", b"wrong_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,7 +53,7 @@ UP_FRAMES = st.one_of(
     st.builds(f.Open, U64, U32, REQUESTS, st.sampled_from(f.SessionMode), TEXT, IDS, U64, st.none() | SECONDS),
     st.builds(f.Ask, U64, U32, U32, IDS, IDS, st.booleans()),
     st.builds(f.Close, U64, U32, st.sampled_from(f.CloseReason)),
-    st.builds(f.UsageReport, TEXT, TEXT, TEXT, U32, U32, U32, U32, U32, U32, st.booleans()),
+    st.builds(f.UsageReport, TEXT, TEXT, TEXT, U32, U32, U32, U32, U32, U32, st.booleans(), *[U32] * 6),
 )
 TENANTS = st.builds(
     f.TenantPolicy,

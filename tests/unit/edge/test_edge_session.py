@@ -35,7 +35,9 @@ from tiermesh.common.types import Digests, Finished, FinishReason, ModelInfo, Or
 from tiermesh.edge.answer import Answer
 from tiermesh.edge.chooser import Course, Pace
 from tiermesh.edge.drafting import Doubt
+from tiermesh.edge.ledger import Account
 from tiermesh.edge.session import Session, Terms
+from tiermesh.edge.tab import Tab
 from tiermesh.edge.trust import Decision, Trust
 from tiermesh.edge.units import Borders, Unit
 from tiermesh.edge.upstream import Upstream
@@ -248,6 +250,7 @@ def bench(
     deadline_s: float = 20.0,
     pace: Pace | None = None,
     seed: int = 0,
+    account: Account | None = None,
 ) -> Bench:
     link = CloudLink(salt, Ending(max_tokens, stop))
     upstream = Upstream("cloud", "edge", Digests(), None, lambda _: None)
@@ -266,6 +269,7 @@ def bench(
         Answer(Detokenizer(BYTES, stop), {EOS}, max_tokens),
         Course(pace or Pace(), may_be_alone=quality is Quality.BOUNDED),
         Trust(0.5),
+        Tab(account or Account(0.05, allowance=1000.0)),
         upstream,
         Visits(link, errand),
         open_draft,
@@ -387,8 +391,8 @@ async def test_alone_ids_travel_with_the_next_ask_and_come_back_labelled() -> No
     await finish(parts)
     asked = [ask for ask in parts.link.asks if ask.alone_ids]
     assert asked, "the seed must give an ask after a unit shown alone"
-    assert sum(parts.session.labels.values()) == sum(len(ask.alone_ids) for ask in parts.link.asks)
-    assert parts.session.labels[True] > 0
+    assert parts.session.tab.labelled == sum(len(ask.alone_ids) for ask in parts.link.asks)
+    assert parts.session.tab.wrong < parts.session.tab.labelled
 
 
 async def test_hand_over_streams_the_rest_and_gives_the_kv_cache_back() -> None:
