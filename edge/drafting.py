@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from .model import SequenceState
-from .sampling import Picker
+from .sampling import Picker, unit_of
 from .units import Borders, Unit
 
 
@@ -90,7 +90,7 @@ class LocalDraft:
             picks.append(self._picker.pick(state))
             ids.append(picks[-1].id)
         self._count(begun - started, time.perf_counter() - begun, fresh, len(ids))
-        return Unit(tuple(ids), tuple(pick.probability for pick in picks), tuple(pick.logprob for pick in picks))
+        return unit_of(picks, ends=ids[-1] in self._borders.end_ids)
 
     def _count(self, caught_up_s: float, decoded_s: float, fresh: bool, tokens: int) -> None:
         if fresh:
