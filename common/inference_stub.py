@@ -9,9 +9,10 @@ from tiermesh.v1 import inference_pb2_grpc
 
 from . import wire
 from .rpc_errors import from_rpc_error
-from .types import Prompt, ScoreRequest, Scores
+from .types import ModelInfo, Prompt, ScoreRequest, Scores
 
-_COUNT_TIMEOUT_S = 10.0
+_SHORT_TIMEOUT_S = 10.0
+"""Of calls that no model works on."""
 
 
 async def score(channel: grpc.aio.Channel, request: ScoreRequest, credential: str) -> Scores:
@@ -31,7 +32,18 @@ async def count_tokens(channel: grpc.aio.Channel, prompt: Prompt, model: str, cr
     metadata = (("authorization", f"Bearer {credential}"),) if credential else ()
     request = pb.CountTokensRequest(prompt=wire.prompt_to(prompt), model=model)
     try:
-        reply = await stub.CountTokens(request, timeout=_COUNT_TIMEOUT_S, metadata=metadata)
+        reply = await stub.CountTokens(request, timeout=_SHORT_TIMEOUT_S, metadata=metadata)
     except grpc.RpcError as exc:
         raise from_rpc_error(exc) from exc
     return reply.tokens
+
+
+async def models(channel: grpc.aio.Channel, credential: str) -> tuple[ModelInfo, ...]:
+    """Asks the server behind a channel what it serves. Raises its error as ours."""
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    metadata = (("authorization", f"Bearer {credential}"),) if credential else ()
+    try:
+        reply = await stub.ListModels(pb.ListModelsRequest(), timeout=_SHORT_TIMEOUT_S, metadata=metadata)
+    except grpc.RpcError as exc:
+        raise from_rpc_error(exc) from exc
+    return tuple(wire.model_from(model) for model in reply.models)

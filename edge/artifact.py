@@ -1,4 +1,5 @@
-"""The edge directory: a graph that onnxruntime runs, its tokenizer, and `edge.json`, which says what the graph is."""
+"""The edge directory: a graph that onnxruntime runs, its tokenizer, `edge.json`, which says what the graph is, and,
+once it was calibrated, `calibration.json`, which says how far to trust it."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 from ..common.errors import ModelDirError
 from ..common.model_dir import file_digest, read_json
 from ..common.types import Digests
+from .calibration import Calibration
+from .calibration_file import read_calibration
 
 FORMAT = 1
 _EXPORT_HINT = "make it with `tiermesh export HF_DIR OUT`"
@@ -45,8 +48,8 @@ class Artifact:
     """Of the weights."""
     eos_ids: tuple[int, ...]
     digests: Digests
-    min_unit_probability: float
-    """A unit whose score is at least this may be shown without asking."""
+    calibration: Calibration | None
+    """What its trust was measured to be; None where nothing was: every bounded unit asks."""
 
     @property
     def graph(self) -> Path:
@@ -65,7 +68,7 @@ def read_artifact(directory: Path) -> Artifact:
             f"{directory}/edge.json has format {facts.get('format')!r}, this version reads {FORMAT}; {_EXPORT_HINT}"
         )
     try:
-        artifact = _parse(directory, facts)
+        artifact = _parse(directory, facts, read_calibration(directory))
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise ModelDirError(f"{directory}/edge.json is broken ({exc!r}); {_EXPORT_HINT}") from exc
     _check_digest(artifact.graph, artifact.digests.model)
@@ -73,13 +76,10 @@ def read_artifact(directory: Path) -> Artifact:
     return artifact
 
 
-def _parse(directory: Path, facts: Mapping[str, Any]) -> Artifact:
+def _parse(directory: Path, facts: Mapping[str, Any], calibration: Calibration | None) -> Artifact:
     shapes = facts["architecture"]
     counts = {name: _count(shapes, name) for name in _COUNTS}
     architecture = Architecture(**counts, rope_theta=float(shapes["rope_theta"]))
-    threshold = float(facts["trust"]["min_unit_probability"])
-    if not threshold >= 0:
-        raise ValueError(f"min_unit_probability {threshold}")
     eos_ids = tuple(int(i) for i in facts["eos_ids"])
     if any(not 0 <= i < architecture.vocab for i in eos_ids):
         raise ValueError(f"eos_ids {eos_ids} outside the vocabulary")
@@ -90,7 +90,7 @@ def _parse(directory: Path, facts: Mapping[str, Any]) -> Artifact:
         bits=int(facts["bits"]),
         eos_ids=eos_ids,
         digests=Digests(str(digests["model"]), str(digests["tokenizer"]), str(digests["template"])),
-        min_unit_probability=threshold,
+        calibration=calibration,
     )
 
 

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .model import SequenceState
-from .sampling import Picker
+from .sampling import Pick, Picker, unit_of
 from .units import Borders, Unit
+
+_SURE = 0.9
+"""From this probability on a token leaves its unit's trust alone, and the time to judge it is saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
     """Who wants to know, while a unit is still drafted, that it will be asked about."""
 
-    below: float
-    """Product of the probabilities so far under which that is certain."""
+    holds: Callable[[Unit], bool]
+    """Whether a unit that begins like this will be asked about; called on the model's thread."""
     tell: Callable[[], None]
     """Called at most once per unit, on the event loop."""
 
@@ -44,17 +47,16 @@ class Draft(Protocol):
 
 
 class _Watch:
-    """Tells a doubt as soon as it is one; used on the model's thread."""
+    """Tells a doubt as soon as there is one; used on the model's thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, doubt: Doubt) -> None:
         self._loop = loop
         self._doubt: Doubt | None = doubt
-        self._product = 1.0
 
-    def see(self, probability: float) -> None:
-        """Of the unit's next id."""
-        self._product *= probability
-        if self._doubt and self._product < self._doubt.below:
+    def see(self, picks: Sequence[Pick]) -> None:
+        """All of the unit so far. Only its first token or an unsure one can raise a doubt."""
+        unsure = len(picks) == 1 or picks[-1].probability < _SURE
+        if self._doubt and unsure and self._doubt.holds(unit_of(picks, ends=False)):
             self._loop.call_soon_threadsafe(self._doubt.tell)
             self._doubt = None
 
@@ -115,12 +117,12 @@ class LocalDraft:
         ids = [picks[0].id]
         while len(ids) < room and not (self._borders.closes(ids) or self._interrupted):
             if watch:
-                watch.see(picks[-1].probability)
+                watch.see(picks)
             state.step(ids[-1])
             picks.append(self._picker.pick(state))
             ids.append(picks[-1].id)
         self._count(begun - started, time.perf_counter() - begun, fresh, len(ids))
-        return Unit(tuple(ids), tuple(pick.probability for pick in picks), tuple(pick.logprob for pick in picks))
+        return unit_of(picks, ends=ids[-1] in self._borders.end_ids)
 
     def _count(self, caught_up_s: float, decoded_s: float, fresh: bool, tokens: int) -> None:
         if fresh:

@@ -69,6 +69,11 @@ class EdgeMetrics:
         self.running = Gauge("tiermesh_edge_running", "Generations on the edge model.", registry=r)
         self.waiting = Gauge("tiermesh_edge_waiting", "Requests that wait for a place.", registry=r)
         self.connected = Gauge("tiermesh_edge_upstream_connected", "1 while the next hop can be asked.", registry=r)
+        self.calibrated = Gauge(
+            "tiermesh_edge_calibrated",
+            "1 while the calibration is that of the pair; at 0 every bounded unit asks.",
+            registry=r,
+        )
         self.acceptance = Gauge("tiermesh_edge_acceptance", "Share of checked drafts that stand.", registry=r)
         self.visit = Gauge("tiermesh_edge_visit_seconds", "Mean time of a visit without the cloud's work.", registry=r)
 

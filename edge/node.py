@@ -22,6 +22,7 @@ from .drafting import Draft, LocalDraft
 from .ledgers import Ledgers
 from .metrics import EdgeMetrics
 from .model import EdgeModel, SequenceState
+from .pairing import Pairing
 from .sampling import Picker
 from .tenants import Tenants
 from .trust import Trust
@@ -46,7 +47,7 @@ class EdgeNode:
         )
         self.cache = MemoryStore(CACHE_BYTES, clock)
         self.admission = Admission(config.sessions, clock)
-        self.trust = Trust(self.artifact.min_unit_probability)
+        self.pairing = Pairing(self.artifact.digests, self.artifact.calibration)
         self.pace = Pace()
         self.metrics = EdgeMetrics()
         self.ledgers = Ledgers(config.state_dir, self.artifact.digests.model)
@@ -91,6 +92,10 @@ class EdgeNode:
 
         return open_draft
 
+    def trust(self, request: Request) -> Trust:
+        """What the units of one answer are held to; follows the pool from unit to unit."""
+        return Trust(lambda: self.pairing.in_force(self.upstream.find(request.model)), request.sampling)
+
     def end_ids(self, request: Request) -> frozenset[int]:
         """Ids that end an answer to this request."""
         return frozenset((*self.artifact.eos_ids, *request.stop_ids))
@@ -113,6 +118,7 @@ class EdgeNode:
         metrics.running.set_function(lambda: self.admission.running)
         metrics.waiting.set_function(lambda: self.admission.waiting)
         metrics.connected.set_function(lambda: self.upstream.connected)
+        metrics.calibrated.set_function(lambda: not self.pairing.fault(self.upstream.find("")))
         metrics.acceptance.set_function(lambda: pace.acceptance.get(0.0))
         metrics.visit.set_function(lambda: pace.travel_s.get(0.0))
 

@@ -9,6 +9,7 @@ maximum and 0.83 for the id's share of `softmax(logit + T · gumbel)` (an early 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from ..common.noise import gumbel
 from ..common.types import Sampling
 from .model import SequenceState
+from .units import Unit
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -29,8 +31,24 @@ class Pick:
 
     id: int
     probability: float
+    margin: float
+    """The largest probability less the second; the id's own may be neither."""
+    entropy: float
+    """In nats. Like the other two, of the softmax after penalties and before temperature and filters."""
     logprob: float
     """Of the unfiltered softmax; 0.0 unless wanted."""
+
+
+def unit_of(picks: Sequence[Pick], ends: bool) -> Unit:
+    """The unit of these ids; `ends` says whether the last one ends the answer."""
+    return Unit(
+        ids=tuple(pick.id for pick in picks),
+        probabilities=tuple(pick.probability for pick in picks),
+        margins=tuple(pick.margin for pick in picks),
+        entropies=tuple(pick.entropy for pick in picks),
+        ends=ends,
+        logprobs=tuple(pick.logprob for pick in picks),
+    )
 
 
 class Picker:
@@ -46,8 +64,9 @@ class Picker:
         sampling = self._sampling
         if sampling.greedy and not sampling.penalized:
             # The graph has found the argmax: the logits (4 bytes x vocabulary) stay where they are.
-            probability = float(state.features[0, 0])
-            return Pick(int(state.token[0]), probability, float(np.log(probability)) if self._logprobs else 0.0)
+            probability, margin, entropy = state.features[0].tolist()
+            logprob = float(np.log(probability)) if self._logprobs else 0.0
+            return Pick(int(state.token[0]), probability, margin, entropy, logprob)
         raw = state.logits[0, 0]
         logits = penalize(raw, sampling, state.ids, self._answer_start) if sampling.penalized else raw
         if sampling.greedy:
@@ -57,7 +76,9 @@ class Picker:
             ids = allowed(logits, sampling)
             noise = gumbel(sampling.seed, len(state.ids) - self._answer_start, ids)
             chosen = int(ids[(logits[ids] / np.float32(sampling.temperature) + noise).argmax()])
-        return Pick(chosen, float(np.exp(_logprob(logits, chosen))), _logprob(raw, chosen) if self._logprobs else 0.0)
+        logprob, margin, entropy = _decided(logits, chosen)
+        wanted = (_decided(raw, chosen)[0] if sampling.penalized else logprob) if self._logprobs else 0.0
+        return Pick(chosen, float(np.exp(logprob)), margin, entropy, wanted)
 
 
 def penalize(logits: Floats, sampling: Sampling, ids: Sequence[int], answer_start: int) -> Floats:
@@ -98,6 +119,12 @@ def _softmax(scores: Floats) -> Floats:
     return np.asarray(weights / weights.sum(), np.float32)
 
 
-def _logprob(logits: Floats, token_id: int) -> float:
-    peak = logits.max()
-    return float(logits[token_id] - peak - np.log(np.exp(logits - peak).sum()))
+def _decided(logits: Floats, chosen: int) -> tuple[float, float, float]:
+    """Of a softmax: the chosen id's log-probability, the margin between the first two, the entropy in nats."""
+    best = int(logits.argmax())
+    shifted = logits - logits[best]
+    weights = np.exp(shifted)
+    total = float(weights.sum())
+    entropy = math.log(total) - float(np.dot(weights, shifted)) / total
+    weights[best] = 0.0
+    return float(shifted[chosen]) - math.log(total), (1.0 - float(weights.max())) / total, max(0.0, entropy)

@@ -174,9 +174,10 @@ class EdgeService:
         allowed = grant.tenant.cache_exact and request.cache is not CacheControl.BYPASS
         if not allowed or not cacheable(request, seed_given):
             return None
-        artifact = self._node.artifact
+        artifact, calibration = self._node.artifact, self._node.pairing.in_force(situation.pool)
         digests = situation.pool.digests if situation.pool else artifact.digests
-        pair = f"{grant.quality.value}|{grant.delta!r}|{artifact.digests.model}|{artifact.min_unit_probability!r}"
+        measured = calibration.digest if calibration else "uncalibrated"
+        pair = f"{grant.quality.value}|{grant.delta!r}|{artifact.digests.model}|{measured}"
         return exact_key(request, grant.tenant.name, digests, pair)
 
     def _session(
@@ -202,7 +203,7 @@ class EdgeService:
             terms,
             Answer(node.text.detokenizer(request.stop), node.end_ids(request), request.max_tokens),
             Course(node.pace, may_be_alone=bounded),
-            node.trust,
+            node.trust(request),
             node.ledgers.tab(grant.tenant.name, cloud, grant.delta) if bounded else Tab(None),
             node.upstream,
             Visits(node.upstream.link, errand),

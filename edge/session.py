@@ -156,10 +156,13 @@ class Session:
             room = min(room, worthwhile_drafts(self._course))
             self._visits.foresee(self.answer)
         elif self._terms.quality is Quality.BOUNDED:
-            doubt = Doubt(self._trust.threshold(self._terms.delta), lambda: self._visits.foresee(self.answer))
+            doubt = Doubt(self._in_doubt, lambda: self._visits.foresee(self.answer))
         unit = await draft.unit(self._prompt_ids + self.answer.ids, room, doubt)
         self._course.pace.edge_step_s.add((draft.decode_s - before_s) / (draft.tokens - before or 1))
         return unit
+
+    def _in_doubt(self, begun: Unit) -> bool:
+        return self._trust.decide(begun, self._terms.quality, self._terms.delta) is Decision.ASK
 
     def _decide(self, unit: Unit) -> Decision:
         begun = time.perf_counter()

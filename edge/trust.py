@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from ..common.types import Quality
+from ..common.types import Quality, Sampling
+from .calibration import Calibration
+from .features import features
 from .units import Unit
 
 
@@ -23,27 +25,23 @@ class Decision(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The plain threshold that the artifact carries; it stands for one bound on the share of wrong units."""
+    """What one answer's units are held to."""
 
-    min_unit_probability: float
-    """From a unit's score on, it may be shown alone."""
-    delta: float = 0.05
-    """The share of units shown alone that differed from the cloud's when the threshold was chosen."""
+    in_force: Callable[[], Calibration | None]
+    """What was measured on the pair as it is now; None where nothing was."""
+    sampling: Sampling
+    """The answer's."""
 
     def decide(self, unit: Unit, quality: Quality, delta: float) -> Decision:
-        """ALONE or ASK for one unit under the request's quality and bound `delta`."""
+        """ALONE or ASK for one unit under the request's quality and bound `delta`. What is uncalibrated asks."""
         if quality is Quality.EDGE:
             return Decision.ALONE
         if quality is Quality.EXACT or delta <= 0:
             return Decision.ASK
-        return Decision.ALONE if score(unit) >= self.threshold(delta) else Decision.ASK
-
-    def threshold(self, delta: float) -> float:
-        """The score that a bound asks for. A looser bound than the one measured gains nothing; a tighter one closes
-        the distance to certainty in proportion, for want of a calibration."""
-        return 1.0 - (1.0 - self.min_unit_probability) * min(1.0, delta / self.delta)
-
-
-def score(unit: Unit) -> float:
-    """The edge model's own probability that all ids of the unit are right: the product over its tokens."""
-    return math.prod(unit.probabilities)
+        calibration = self.in_force()
+        measured = calibration and calibration.of(self.sampling)
+        if not calibration or not measured:
+            return Decision.ASK
+        threshold = measured.threshold(delta, calibration.epsilon)
+        trusted = threshold is not None and measured.map.score(features(unit)) >= threshold
+        return Decision.ALONE if trusted else Decision.ASK

@@ -16,6 +16,12 @@ class Unit:
     """1 to 16; the last one may end the answer."""
     probabilities: tuple[float, ...]
     """One per id: how sure the edge model is that this is the id (see `Picker`)."""
+    margins: tuple[float, ...]
+    """One per id: the largest probability less the second."""
+    entropies: tuple[float, ...]
+    """One per id, in nats."""
+    ends: bool
+    """Whether the last id ends the answer."""
     logprobs: tuple[float, ...] = ()
     """Natural logarithms of the ids under the unfiltered softmax, when the request wants them."""
 

@@ -49,15 +49,15 @@ class Upstream:
 
         Raises ModelNotFound when something is served, but not this.
         """
-        if not self.models:
-            return None
-        if not model:
-            return self.models[0]
-        for served in self.models:
-            if served.id == model:
-                return served
+        found = self.find(model)
+        if found or not self.models:
+            return found
         names = ", ".join(served.id for served in self.models)
         raise ModelNotFound(f"no model {model!r} is served here; there is {names}")
+
+    def find(self, model: str) -> ModelInfo | None:
+        """The model of this name, or for "" the default one; None when it isn't served."""
+        return next((served for served in self.models if model in ("", served.id)), None)
 
     def speaks(self, pool: ModelInfo) -> bool:
         """Whether token ids may be exchanged with a pool: text and chats become the same ids on both sides."""

@@ -1,4 +1,4 @@
-"""Commands for operators and model owners: config check, keys new, keys init, export, bench."""
+"""Commands for operators and model owners: config check, keys new, keys init, export, calibrate, bench."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .cli_ask import DEMO_KEY, AsJson, Key
 
 
 class Bits(IntEnum):
@@ -31,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(config, name="config")
     app.add_typer(keys, name="keys")
     app.command()(export)
+    app.command()(calibrate)
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 
 
@@ -89,6 +92,32 @@ def export(
     Example: tiermesh export ./my-llama ./edge-model --bits 8
     """
     _become("tiermesh.training.export_edge", str(hf_dir), str(out), "--bits", str(int(bits)))
+
+
+def calibrate(
+    edge: Annotated[Path, typer.Option(help="The edge directory; gets calibration.json.")],
+    cloud: Annotated[str, typer.Option(help="Router (or worker) that serves the cloud model, as host:port.")],
+    prompts: Annotated[
+        Path, typer.Option(help='One JSON object with "prompt" per line; about 2,000 for a bound of 2 %.')
+    ],
+    key: Key = DEMO_KEY,
+    epsilon: Annotated[float, typer.Option(help="Probability that a threshold does not keep its bound.")] = 0.05,
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="Calibrate the class that holds this; may be repeated. 0 and 0.8.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Length of an answer at most, in tokens.")] = 96,
+    threads: Annotated[int, typer.Option(help="Compute threads of the edge model.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how far an edge can be trusted with a cloud model, for every bound at once.
+
+    The mesh labels what the edge says on the prompts; an edge node that starts with the directory then uses it.
+    Example: tiermesh calibrate --edge ./edge-model --cloud 127.0.0.1:7080 --prompts prompts.jsonl
+    """
+    arguments = ["--edge", str(edge), "--cloud", cloud, "--key", key, "--prompts", str(prompts)]
+    arguments += ["--epsilon", str(epsilon), "--max-tokens", str(max_tokens), "--threads", str(threads)]
+    arguments += [text for value in temperature or () for text in ("--temperature", str(value))]
+    _become("tiermesh.edge.calibrate", *arguments, *(["--json"] if as_json else []))
 
 
 def bench(context: typer.Context) -> None:

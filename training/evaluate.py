@@ -1,15 +1,15 @@
 """The figures of the starter's card, printed as a table and written to bench/results/pair_first.json.
 
 `python -P -m tiermesh.training.evaluate`: held-out loss, exact match by level, agreement of the deployed edge with the
-cloud, what the trust threshold lets through, speeds, and answers as they came.
+cloud, what the calibration lets through, speeds, and answers as they came.
 """
 
 import argparse
+import asyncio
 import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,29 +17,27 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaForCausalLM
 
-from ..common.model_dir import read_json
+from ..common.errors import ModelDirError
+from ..common.types import Sampling
+from ..edge.calibration_file import read_calibration
+from ..edge.measuring import Decoder, label_class
+from ..edge.report import bound_facts
 from ..models import starter
 from .batches import code_batches, code_stream, command_batches
+from .calibrate import TorchLabeller
 from .corpus import read_corpus
 from .greedy import EdgeReader, cloud_answer, cloud_choices
 from .heldout import Prompt, read_heldout
 from .pretrain import weighted_loss
-from .threshold import MAX_TOKENS, Judged, judge
 
 RESULTS = Path("bench/results/pair_first.json")
 _CODE_TOKENS = 128
 """Of a held-out source window, for the agreement."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trusted:
-    """What the threshold does to the units of one kind."""
-
-    units: int
-    alone_share: float
-    """Of the tokens, shown without asking."""
-    differ_share: float
-    """Of the units shown alone, those that differ from the cloud's."""
+MAX_TOKENS = {"command": 96, "code": 48}
+_DELTA = 0.05
+"""The bound of the demo's tenant."""
 
 
 @torch.no_grad()
@@ -69,7 +67,7 @@ def exact_matches(cloud: LlamaForCausalLM, reader: EdgeReader, prompts: list[Pro
         truth = [*reader.tokenizer.encode(prompt.truth, add_special_tokens=False).ids, reader.eos_ids[0]]
         row = hits.setdefault(str(prompt.level), {"cloud": [], "edge": []})
         row["cloud"].append(cloud_choices(cloud, [*ids, *truth], len(ids)) == truth)
-        row["edge"].append(list(reader.answer(ids, MAX_TOKENS["command"]).ids) == truth)
+        row["edge"].append(reader.answer(ids, MAX_TOKENS["command"]) == truth)
     return {level: {name: statistics.mean(row[name]) for name in row} for level, row in sorted(hits.items())}
 
 
@@ -90,16 +88,22 @@ def agreement(
     return {kind: statistics.mean(values) for kind, values in same.items()}
 
 
-def trusted(units: list[Judged], threshold: float) -> dict[str, Trusted]:
-    """What would be shown alone at the artifact's threshold, by kind and in all."""
-    found = {}
-    for kind in ("command", "code", "all"):
-        mine = [unit for unit in units if kind in (unit.kind, "all")]
-        alone = [unit for unit in mine if unit.score >= threshold]
-        tokens = sum(unit.tokens for unit in alone) / max(1, sum(unit.tokens for unit in mine))
-        differ = sum(not unit.same for unit in alone) / max(1, len(alone))
-        found[kind] = Trusted(len(mine), tokens, differ)
-    return found
+def trusted(edge: Path, cloud: LlamaForCausalLM, prompts: list[Prompt]) -> dict[str, object]:
+    """What would be shown alone of greedy answers to prompts that no calibration saw, by kind and in all."""
+    calibration = read_calibration(edge)
+    measured = calibration and calibration.of(Sampling())
+    if not calibration or not measured:
+        raise ModelDirError(f"{edge} is not calibrated; run python -P -m tiermesh.training.calibrate")
+    decoder, labeller, labelled = Decoder(edge), TorchLabeller(cloud), {}
+    try:
+        for kind in ("command", "code"):
+            texts = [prompt.prompt for prompt in prompts if prompt.kind == kind]
+            labels = label_class(decoder, labeller, texts, measured.sampling, MAX_TOKENS[kind], lambda: None)
+            labelled[kind] = asyncio.run(labels)
+    finally:
+        decoder.close()
+    labelled["all"] = labelled["command"] + labelled["code"]
+    return {kind: bound_facts(measured, calibration.epsilon, _DELTA, units) for kind, units in labelled.items()}
 
 
 def speeds(cloud: LlamaForCausalLM, reader: EdgeReader, prompts: list[Prompt]) -> dict[str, float]:
@@ -137,7 +141,7 @@ def completions(cloud: LlamaForCausalLM, reader: EdgeReader, prompts: list[Promp
     rows = []
     for prompt in prompts:
         ids, limit = reader.tokenizer.encode(prompt.prompt).ids, MAX_TOKENS[prompt.kind]
-        edge = reader.tokenizer.decode(list(reader.answer(ids, limit).ids))
+        edge = reader.tokenizer.decode(reader.answer(ids, limit))
         told = reader.tokenizer.decode(cloud_answer(cloud, ids, limit))
         rows.append({"prompt": prompt.prompt, "cloud": told, "edge": edge, "truth": prompt.truth or ""})
     return rows
@@ -151,14 +155,11 @@ def evaluate(directory: Path) -> dict[str, object]:
     commands = [prompt for prompt in prompts if prompt.kind == "command"]
     code = [prompt for prompt in prompts if prompt.kind == "code"]
     sources = [source.text for source in read_corpus().heldout]
-    threshold = read_json(directory / "edge" / "edge.json")["trust"]["min_unit_probability"]
-    units = judge(reader, cloud, prompts)
     return {
         "heldout_loss_nats": losses(cloud, reader, sources),
         "exact_match_by_level": exact_matches(cloud, reader, commands),
         "edge_agrees_with_cloud": agreement(cloud, reader, commands, sources[:40]),
-        "threshold": threshold,
-        "trusted_on_heldout_prompts": {kind: asdict(row) for kind, row in trusted(units, threshold).items()},
+        "trusted_on_heldout_prompts": trusted(directory / "edge", cloud, prompts),
         "speed": speeds(cloud, reader, commands),
         "megabytes": {
             name: sum(path.stat().st_size for path in (directory / name).iterdir()) / 1e6 for name in ("cloud", "edge")

@@ -25,16 +25,14 @@ from ..common.model_dir import digests, read_eos_ids, read_json
 from ..edge.artifact import FORMAT, Architecture
 from .onnx_graph import BLOCK, GraphBuilder
 
-NEVER = 2.0
-"""A unit's score is a probability, so this threshold trusts nothing: the default until a pair is measured."""
 _EXTERNAL_BYTES = 1_500_000_000
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
-def export_edge(hf_dir: Path, out: Path, bits: int = 8, *, min_unit_probability: float = NEVER) -> None:
+def export_edge(hf_dir: Path, out: Path, bits: int = 8) -> None:
     """Write the edge directory `out` from `hf_dir`, with weights of `bits` (4 or 8) and embeddings of 8.
 
-    `min_unit_probability` is the trust threshold to record. Raises ValueError for other `bits`, ModelDirError when the
+    None of its units is trusted until it is calibrated. Raises ValueError for other `bits`, ModelDirError when the
     directory is broken or its architecture is not Llama's.
     """
     if bits not in (4, 8):
@@ -53,7 +51,6 @@ def export_edge(hf_dir: Path, out: Path, bits: int = 8, *, min_unit_probability:
         "bits": bits,
         "eos_ids": list(read_eos_ids(hf_dir)),
         "digests": asdict(digests(out)),
-        "trust": {"min_unit_probability": min_unit_probability},
     }
     (out / "edge.json").write_text(json.dumps(facts, indent=2) + "\n")
 

@@ -1,7 +1,6 @@
 """Greedy answers of the deployed edge artifact, and what the cloud model would have said at each of their places."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,14 +12,6 @@ from ..edge.artifact import read_artifact
 from ..edge.model import EdgeModel, SequenceState
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Greedy ids with the probability that the model gave each; the end id is among them if it came."""
-
-    ids: tuple[int, ...]
-    probabilities: tuple[float, ...]
-
-
 class EdgeReader:
     """One sequence on an edge directory, with the tokenizer beside it."""
 
@@ -30,17 +21,15 @@ class EdgeReader:
         self.eos_ids = artifact.eos_ids
         self.sequence: SequenceState = EdgeModel.load(artifact).sequence()
 
-    def answer(self, prompt: Sequence[int], max_tokens: int) -> Answer:
-        """Decode from a prompt until an end id or `max_tokens`."""
+    def answer(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
+        """Decode from a prompt until an end id, which is among the ids, or `max_tokens`."""
         self.sequence.reset()
         self.sequence.catch_up(prompt)
         ids: list[int] = []
-        probabilities: list[float] = []
         while True:
             ids.append(int(self.sequence.token[0]))
-            probabilities.append(float(self.sequence.features[0, 0]))
             if ids[-1] in self.eos_ids or len(ids) == max_tokens:
-                return Answer(tuple(ids), tuple(probabilities))
+                return ids
             self.sequence.step(ids[-1])
 
     def choices(self, ids: Sequence[int], start: int) -> list[int]:

@@ -19,6 +19,7 @@ from tiermesh.common.frames import Open, Policy, TenantPolicy, TierPolicy
 from tiermesh.common.inference_servicer import InferenceServicer
 from tiermesh.common.keys import key_hash, salted_hash
 from tiermesh.common.rpc import RpcServer, channel
+from tiermesh.common.types import Request
 from tiermesh.edge.chooser import Pace
 from tiermesh.edge.node import EdgeNode
 from tiermesh.edge.service import EdgeService
@@ -144,14 +145,17 @@ async def test_a_hand_over_goes_on_as_the_worker_would(models: Path, worker: str
             assert ("cloud", "decode") in {(timing.hop, timing.stage) for timing in mine.timings}
 
 
-class AloneFirst(Trust):
+def alone_first() -> Callable[[Request], Trust]:
     """Trusts the first unit that it sees, and no other."""
-
     seen = 0
 
-    def decide(self, unit: Unit, quality: Quality, delta: float) -> Decision:
-        type(self).seen += 1
-        return Decision.ALONE if self.seen == 1 else Decision.ASK
+    class AloneFirst(Trust):
+        def decide(self, unit: Unit, quality: Quality, delta: float) -> Decision:
+            nonlocal seen
+            seen += 1
+            return Decision.ALONE if seen == 1 else Decision.ASK
+
+    return lambda request: AloneFirst(lambda: None, request.sampling)
 
 
 @pytest.mark.parametrize("hand_over", [False, True])
@@ -159,8 +163,7 @@ async def test_after_a_unit_shown_alone_the_worker_goes_on_from_it(models: Path,
     """What the cloud adds is what it gives after the same beginning."""
     bounded = replace(TENANT, quality=Quality.BOUNDED)
     async with edge(models / "stranger", worker, bounded) as node, AsyncClient(worker) as direct:
-        AloneFirst.seen = 0
-        node.trust = AloneFirst(0.5)
+        node.trust = alone_first()  # type: ignore[method-assign]
         (impatient if hand_over else patient)(node)
         answer = await node.client.generate("dim the lights", max_tokens=40)
         assert (answer.usage.alone, answer.usage.handed_over) == (1, hand_over)

@@ -1,4 +1,4 @@
-"""Trust, chooser, admission, tenants and intake: what decides, without a model or a network."""
+"""Chooser, admission, tenants and intake: what decides, without a model or a network."""
 
 from __future__ import annotations
 
@@ -35,42 +35,7 @@ from tiermesh.edge.chooser import (
 )
 from tiermesh.edge.intake import Situation, fill, goes_up_whole, limits
 from tiermesh.edge.tenants import Grant, Tenants
-from tiermesh.edge.trust import Decision, Trust, score
-from tiermesh.edge.units import Borders, Unit, line_ends
-
-SURE, UNSURE = Unit((5, 6), (0.99, 0.98)), Unit((5, 6), (0.99, 0.5))
-
-
-def test_a_units_score_is_the_product() -> None:
-    assert score(SURE) == pytest.approx(0.99 * 0.98)
-
-
-@pytest.mark.parametrize(
-    ("unit", "quality", "delta", "expected"),
-    [
-        (SURE, Quality.BOUNDED, 0.05, Decision.ALONE),
-        (UNSURE, Quality.BOUNDED, 0.05, Decision.ASK),
-        (SURE, Quality.EXACT, 0.05, Decision.ASK),
-        (UNSURE, Quality.EDGE, 0.0, Decision.ALONE),
-        (SURE, Quality.BOUNDED, 0.0, Decision.ASK),
-        (SURE, Quality.BOUNDED, 0.005, Decision.ASK),
-        (UNSURE, Quality.BOUNDED, 1.0, Decision.ASK),
-    ],
-)
-def test_trust(unit: Unit, quality: Quality, delta: float, expected: Decision) -> None:
-    assert Trust(0.9).decide(unit, quality, delta) is expected
-
-
-@given(threshold=st.floats(0, 2), tight=st.floats(0.001, 0.05), loose=st.floats(0.05, 1))
-def test_a_tighter_bound_never_trusts_more(threshold: float, tight: float, loose: float) -> None:
-    trust = Trust(threshold)
-    assert trust.threshold(loose) == pytest.approx(threshold)
-    assert abs(1 - trust.threshold(tight)) <= abs(1 - threshold) + 1e-9
-
-
-def test_a_threshold_above_one_trusts_nothing() -> None:
-    certain = Unit((5,), (1.0,))
-    assert all(Trust(2.0).decide(certain, Quality.BOUNDED, d) is Decision.ASK for d in (0.001, 0.05, 1.0))
+from tiermesh.edge.units import Borders, line_ends
 
 
 @given(acceptance=st.floats(0, 1), drafted=st.integers(1, 16))

@@ -17,11 +17,16 @@ from tiermesh.edge.sampling import Picker, allowed, penalize
 def state_of(logits: list[float], ids: list[int]) -> SimpleNamespace:
     """What a sequence shows after its last id."""
     row = np.asarray(logits, np.float32)
-    exp = np.exp(row - row.max())
-    top = float((exp / exp.sum()).max())
-    return SimpleNamespace(
-        logits=row[None, None], token=np.array([row.argmax()]), features=np.array([[top, 0, 0]], np.float32), ids=ids
-    )
+    features = np.array([figures_of(logits)], np.float32)
+    return SimpleNamespace(logits=row[None, None], token=np.array([row.argmax()]), features=features, ids=ids)
+
+
+def figures_of(logits: list[float]) -> tuple[float, float, float]:
+    """Largest probability, margin to the second, entropy in nats."""
+    p = np.exp(np.asarray(logits) - max(logits))
+    p /= p.sum()
+    second, first = np.sort(p)[-2:]
+    return float(first), float(first - second), float(-(p * np.log(p)).sum())
 
 
 LOGITS = [2.0, 1.0, 0.0, -1.0, -2.0]
@@ -63,6 +68,19 @@ def test_greedy_without_penalties_takes_the_graphs_own() -> None:
     pick = Picker(Sampling(), 1, True).pick(state_of(LOGITS, [9]))  # type: ignore[arg-type]
     assert (pick.id, pick.probability) == (0, pytest.approx(np.exp(2) / np.exp(LOGITS).sum(), rel=1e-5))
     assert pick.logprob == pytest.approx(np.log(pick.probability), abs=1e-6)
+
+
+@given(st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40), st.integers(0, 2**64 - 1))
+@settings(deadline=None)
+def test_margin_and_entropy_are_those_of_the_softmax(logits: list[float], seed: int) -> None:
+    """Whoever looks at the logits finds what the graph finds, at any temperature."""
+    _, margin, entropy = figures_of(logits)
+    for sampling in (Sampling(0.7, seed=seed), Sampling(presence_penalty=1.0)):
+        pick = Picker(sampling, 0, False).pick(state_of(logits, []))  # type: ignore[arg-type]
+        assert pick.margin == pytest.approx(margin, abs=1e-5)
+        assert pick.entropy == pytest.approx(entropy, abs=1e-4)
+        assert 0 <= pick.margin <= 1
+        assert pick.entropy >= 0
 
 
 @given(seed=st.integers(0, 2**64 - 1), index=st.integers(0, 500), temperature=st.floats(0.1, 4.0))

@@ -31,11 +31,25 @@ from tiermesh.common.frames import (
     Welcome,
 )
 from tiermesh.common.relay_link import RelayLink
-from tiermesh.common.types import Digests, Finished, FinishReason, ModelInfo, Origin, Quality, Request, Tokens, Usage
+from tiermesh.common.types import (
+    Digests,
+    Finished,
+    FinishReason,
+    ModelInfo,
+    Origin,
+    Quality,
+    Request,
+    Sampling,
+    Tokens,
+    Usage,
+)
 from tiermesh.edge.answer import Answer
+from tiermesh.edge.calibration import CLASSES, Calibration, ClassCalibration, ScoreMap
 from tiermesh.edge.chooser import Course, Pace
 from tiermesh.edge.drafting import Doubt
+from tiermesh.edge.features import FEATURES
 from tiermesh.edge.ledger import Account
+from tiermesh.edge.risk import Step
 from tiermesh.edge.session import Session, Terms
 from tiermesh.edge.tab import Tab
 from tiermesh.edge.trust import Decision, Trust
@@ -44,6 +58,11 @@ from tiermesh.edge.upstream import Upstream
 from tiermesh.edge.visits import Errand, Visits
 
 EOS = 1
+MAP = ScoreMap(0.0, (1.0, *(0.0,) * (len(FEATURES) - 1)))
+"""The score is the product of a unit's probabilities…"""
+GREEDY = ClassCalibration(CLASSES[0], MAP, (Step(0.5, 1.0, 1000, 0),), 500, 1000, 0.0, 0.0)
+CALIBRATION = Calibration(Digests(), "", 0.05, 1500, "", 40, (GREEDY,))
+"""…and from 0.5 on it was never wrong."""
 BYTES = [b"", b"", b"\n", b"a", b"b", b"ab", b" ", "é".encode()[:1], "é".encode()[1:], b"ba\n", b"x", b"yz"]
 BORDERS = Borders(frozenset({2, 9}), frozenset({EOS}))
 PROMPT = [3, 4, 5]
@@ -213,7 +232,7 @@ class ScriptedDraft:
         self.tokens += len(ids)
         self.decode_s += 1e-4 * len(ids)
         each = tuple(1.0 if self.rng.random() < self.confidence else 0.1 for _ in ids)
-        return Unit(tuple(ids), each, (-0.5,) * len(ids))
+        return Unit(tuple(ids), each, each, (0.5,) * len(ids), ids[-1] == EOS, (-0.5,) * len(ids))
 
     def close(self) -> None:
         self.closed += 1
@@ -268,7 +287,7 @@ def bench(
         Terms(quality, 0.05, may_degrade, asyncio.get_running_loop().time() + deadline_s),
         Answer(Detokenizer(BYTES, stop), {EOS}, max_tokens),
         Course(pace or Pace(), may_be_alone=quality is Quality.BOUNDED),
-        Trust(0.5),
+        Trust(lambda: CALIBRATION, Sampling()),
         Tab(account or Account(0.05, allowance=1000.0)),
         upstream,
         Visits(link, errand),

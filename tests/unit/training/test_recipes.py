@@ -1,4 +1,4 @@
-"""Batches, optimizer, exit block and threshold: the pieces that the recipes are made of."""
+"""Batches, optimizer and checkpoints: the pieces that the recipes are made of."""
 
 from itertools import islice
 from pathlib import Path
@@ -6,15 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tiermesh.edge.units import Borders
 from tiermesh.training.batches import PROMPT_WEIGHT, Batch, code_batches, command_batches
 from tiermesh.training.checkpoint import load_checkpoint, save_checkpoint
-from tiermesh.training.greedy import Answer
 from tiermesh.training.muon import Muon, orthogonalize
-from tiermesh.training.threshold import Judged, choose_threshold, split_units
 from tiermesh.training.tokenizer import EOS, train_tokenizer
 
 TOKENIZER = train_tokenizer(['[{"device":"light.kitchen","set":{"brightness":40}}]\n'] * 2, 300)
@@ -92,28 +87,3 @@ def test_checkpoints_restore_model_and_momentum(tmp_path: Path) -> None:
         one.weight.grad = torch.ones(4, 4)
         moment.step()
     assert torch.equal(model.weight, again.weight)
-
-
-units = st.lists(st.tuples(st.sampled_from([0.1, 0.3, 0.5, 0.9]) | st.floats(0.01, 0.99), st.booleans()), max_size=60)
-
-
-@given(units, st.sampled_from([0.0, 0.05, 0.3]))
-def test_at_the_threshold_the_share_holds_and_no_lower_one_holds(drawn: list[tuple[float, bool]], share: float) -> None:
-    judged = [Judged("command", score, same, 1) for score, same in drawn]
-    threshold = choose_threshold(judged, share)
-
-    def holds(limit: float) -> bool:
-        alone = [unit for unit in judged if unit.score >= limit]
-        return sum(not unit.same for unit in alone) <= share * len(alone)
-
-    assert holds(threshold)
-    assert not any(holds(unit.score) for unit in judged if unit.score < threshold)
-
-
-@given(st.lists(st.integers(2, 9), min_size=1, max_size=60))
-def test_units_cover_an_answer_without_overlap(ids: list[int]) -> None:
-    borders = Borders(frozenset({5}), frozenset({1}))
-    slices = split_units(Answer(tuple(ids), (0.5,) * len(ids)), borders)
-    assert [index for unit in slices for index in range(unit.start, unit.stop)] == list(range(len(ids)))
-    assert all(unit.stop - unit.start <= 16 for unit in slices)
-    assert all(5 not in ids[unit.start : unit.stop - 1] for unit in slices)
