@@ -34,7 +34,8 @@ class Core:
     """The parts, and the few events that concern several of them."""
 
     def __init__(self, mesh: MeshConfig, clock: Clock) -> None:
-        self._own_secret: Secret | None = None
+        self._own_secret = Secret.random()
+        self._told_own_secret = False
         self.directory = self.directory_of(mesh)
         self.metrics = Metrics(self._snapshot)
         self._listeners: list[Callable[[], None]] = []
@@ -58,6 +59,7 @@ class Core:
 
     def start(self) -> None:
         """Connects to the workers."""
+        self._tell_of_own_secret()
         self.parts.registry.follow(self.directory.mesh.router.workers)
 
     async def close(self) -> None:
@@ -77,15 +79,7 @@ class Core:
 
     def directory_of(self, mesh: MeshConfig) -> Directory:
         """A configuration's directory; without a secret in it, under a random one that lasts as long as this router."""
-        if mesh.secret is not None:
-            return Directory(mesh, mesh.secret)
-        if self._own_secret is None:
-            self._own_secret = Secret.random()
-            _log.info(
-                "mesh_secret_random",
-                detail="no mesh.secret_file: edge nodes get other key hashes from each router and at each start",
-            )
-        return Directory(mesh, self._own_secret)
+        return Directory(mesh, mesh.secret or self._own_secret)
 
     def check(self, mesh: MeshConfig) -> None:
         """Raises ConfigError for what only a restart can change."""
@@ -98,9 +92,18 @@ class Core:
     def reload(self, directory: Directory) -> None:
         """Other tenants, limits, shares and workers from now on; what runs goes on."""
         self.directory = directory
+        self._tell_of_own_secret()
         self.parts.slots.scheduler.set_tiers(_tier_rules(directory.mesh))
         self.parts.registry.follow(directory.mesh.router.workers)
         self.parts.slots.turn()
+
+    def _tell_of_own_secret(self) -> None:
+        if self.directory.mesh.secret is None and not self._told_own_secret:
+            self._told_own_secret = True
+            _log.info(
+                "mesh_secret_random",
+                detail="no mesh.secret_file: edge nodes get other key hashes from each router and at each start",
+            )
 
     def _workers_changed(self) -> None:
         registry, slots = self.parts.registry, self.parts.slots
