@@ -42,16 +42,22 @@ def fresh_logits(model: EdgeModel, ids: list[int]) -> np.ndarray:
 )
 @settings(max_examples=25, deadline=None)
 def test_rolling_back_leaves_no_trace(model: EdgeModel, moves: list[tuple[int, list[int]]]) -> None:
-    """After any drafts and roll-backs, the outputs are those of a run from scratch."""
-    state, known = model.sequence(), [0]
+    """After any drafts and roll-backs, the outputs are, to the bit, those of a twin that never drafted.
+
+    The twin takes its ids in the same portions: a portion's length decides how the attention's sums round, and an
+    activation that then rounds to the next of its 8 bits moves logits by hundredths.
+    """
+    state, twin, known = model.sequence(), model.sequence(), [0]
     for back, new in moves:
         known = known[: max(1, len(known) - back)] + new
         state.catch_up(known)
-        for drafted in (7, 8, 9):
+        twin.catch_up(known)
+        for drafted in (1, 2, 1):
             state.step(drafted)
     state.catch_up(known)
+    twin.catch_up(known)
     assert state.ids == known
-    np.testing.assert_allclose(state.logits, fresh_logits(model, known), atol=2e-5)
+    np.testing.assert_array_equal(state.logits, twin.logits)
 
 
 def test_a_step_is_a_prefill_by_one(model: EdgeModel) -> None:
