@@ -16,7 +16,8 @@ from .artifact import read_artifact
 from .chooser import Pace
 from .drafting import Draft, LocalDraft
 from .metrics import EdgeMetrics
-from .model import EdgeModel, SequenceState
+from .model import EdgeModel
+from .sequence import SequenceState
 from .sampling import Picker
 from .tenants import Tenants
 from .trust import Trust

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..common.noise import gumbel
 from ..common.types import Sampling
-from .model import SequenceState
+from .sequence import SequenceState
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
