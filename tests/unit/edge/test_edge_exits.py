@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiermesh.common.errors import ModelDirError
-from tiermesh.common.model_dir import digests
+from tiermesh.common.model_dir import digests, model_digest
 from tiermesh.common.types import Sampling
 from tiermesh.edge.artifact import ExitPoint, read_artifact
 from tiermesh.edge.drafting import LocalDraft
@@ -30,6 +31,22 @@ FREE_ROWS = Costs(shallow_s=1e-4, deep_s=1.0, row_s=1e-4)
 BORDERS = Borders(frozenset({40}), frozenset({1}))
 
 
+def unrounded(directory: Path) -> None:
+    """Let the graphs take activations as float32: rounded to 8 bits, a last bit of one sum moves a random model's
+    logits by 0.1, and no bound near 1e-5 could be tested.
+    """
+    for path in directory.glob("*.onnx"):
+        graph = onnx.load(path)
+        for node in graph.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "accuracy_level":
+                    attribute.i = 1
+        onnx.save(graph, path)
+    facts = json.loads((directory / "edge.json").read_text())
+    facts["digests"]["model"] = model_digest(directory)
+    (directory / "edge.json").write_text(json.dumps(facts))
+
+
 @pytest.fixture(scope="module")
 def split_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiermesh.training.export_edge import export_edge
@@ -39,6 +56,8 @@ def split_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = write_random_model(root / "hf", layers=3, hidden=64, max_length=256)
     export_edge(model, root / "whole")
     export_edge(write_random_exit(model, 1, CURVE, shortlist=300), root / "split")
+    unrounded(root / "whole")
+    unrounded(root / "split")
     return root
 
 
@@ -105,7 +124,7 @@ SAMPLINGS = st.sampled_from(
     kind=st.sampled_from(["exit", "right", "wrong", "mixed"]),
     replaced=st.lists(st.integers(0, 10), max_size=2),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_drafts_change_nothing_that_is_seen(
     split: EdgeModel, whole: EdgeModel, sampling: Sampling, prompt: list[int], kind: str, replaced: list[int]
 ) -> None:
