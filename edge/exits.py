@@ -49,9 +49,7 @@ class Costs:
         """The point of the curve whose best cycle costs least."""
 
         def cost(point: ExitPoint) -> float:
-            return self.per_token(
-                point.drafted, point.acceptance, self.best_rows(point.drafted, point.acceptance)
-            )
+            return self.per_token(point.drafted, point.acceptance, self.best_rows(point.drafted, point.acceptance))
 
         return min(curve, key=cost)
 
@@ -61,7 +59,7 @@ class ExitAccount:
 
     def __init__(self, costs: Costs, point: ExitPoint) -> None:
         self.drafted = self.accepted = 0
-        """Tokens since the start."""
+        """Tokens since `take_counts`."""
         self.rows = 1
         """Most rows of a cycle; 1 while drafting doesn't pay."""
         self._costs = costs
@@ -96,6 +94,12 @@ class ExitAccount:
         self.drafted += drafted
         self.accepted += accepted
 
+    def take_counts(self) -> tuple[int, int]:
+        """Tokens drafted and accepted since the last call."""
+        counts = self.drafted, self.accepted
+        self.drafted = self.accepted = 0
+        return counts
+
     def _sure_of(self, guess: Guess) -> bool:
         return guess.id >= 0 and guess.probability >= self._min_probability
 
@@ -116,3 +120,7 @@ class Exits:
     def account(self, *, greedy: bool) -> ExitAccount:
         """The one for a request."""
         return self.greedy if greedy else self.sampled
+
+    def named(self) -> dict[str, ExitAccount]:
+        """Both, by the name that metrics give them."""
+        return {"greedy": self.greedy, "sampled": self.sampled}

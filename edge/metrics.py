@@ -44,5 +44,14 @@ class EdgeMetrics:
         self.running = Gauge("tiermesh_edge_running", "Generations on the edge model.", registry=r)
         self.waiting = Gauge("tiermesh_edge_waiting", "Requests that wait for a place.", registry=r)
         self.connected = Gauge("tiermesh_edge_upstream_connected", "1 while the next hop can be asked.", registry=r)
+        self.inner_exit = Gauge(
+            "tiermesh_edge_inner_exit_on", "1 while drafting from the inner exit pays.", ["sampling"], registry=r
+        )
+        self.inner_drafts = Counter(
+            "tiermesh_edge_inner_drafts_total",
+            "Tokens that the inner exit drafted, by what the full depth said of them.",
+            ["sampling", "outcome"],
+            registry=r,
+        )
         self.acceptance = Gauge("tiermesh_edge_acceptance", "Share of checked drafts that stand.", registry=r)
         self.visit = Gauge("tiermesh_edge_visit_seconds", "Mean time of a visit without the cloud's work.", registry=r)

@@ -89,7 +89,7 @@ class SequenceState:
 
     def _bind(self, length: int) -> _Bound:
         ids = np.zeros((1, length), np.int64)
-        outputs = {"logits": self.logits, "token": self.token, "features": self.features}
+        outputs: dict[str, npt.NDArray[Any]] = {"logits": self.logits, "token": self.token, "features": self.features}
         bound = _Bound(self._graph.bind({"input_ids": ids}, outputs), ids)
         if length <= _CACHED_LENGTHS:
             self._bound[length] = bound

@@ -1,4 +1,4 @@
-"""A sequence on a model that was cut at an inner exit: the shallow segment drafts, the deep one verifies several at once.
+"""A sequence on a model cut at an inner exit: the shallow segment drafts, the deep one verifies several at once.
 
     peek(id) ─▶ draft ─▶ peek(draft) ─▶ draft …      shallow segment, a row of hidden states each
                     deepen()                         deep segment, all queued rows in one run
@@ -163,6 +163,10 @@ class SplitState(SequenceState):
         return binding
 
     def _bind_deep(self, hidden: npt.NDArray[np.float32], first: npt.NDArray[np.int64], told: int) -> Any:
-        """A binding that reads hidden states [1, S, H] and writes the outputs of the `told` rows from `first` [1] on."""
-        outputs = {"logits": self._logits[:, :told], "token": self._token[:told], "features": self._features[:told]}
+        """A binding that reads hidden states [1, S, H] and writes outputs of the `told` rows from `first` [1] on."""
+        outputs: dict[str, npt.NDArray[Any]] = {
+            "logits": self._logits[:, :told],
+            "token": self._token[:told],
+            "features": self._features[:told],
+        }
         return self._deep.bind({"hidden": hidden, "first": first}, outputs)

@@ -1,9 +1,9 @@
 """An inner exit beside the weights of a Hugging Face directory: `inner_exit.safetensors`, and `inner_exit.json`.
 
 Tensors, all named `inner_exit.…`: `norm.weight` [hidden], `down.weight` [rank, hidden], `up.weight` [hidden, rank],
-`final.weight` [hidden], `other.weight` [hidden] float, `shortlist` [N] int64. The exit's logits after hidden states h are
-`rows · final(h + up · silu(down · norm(h)))`; its rows are the head's for the ids of the shortlist, and `other`, which
-stands for all ids that are not on it.
+`final.weight` [hidden], `other.weight` [hidden] float, `shortlist` [N] int64. The exit's logits after hidden states h
+are `rows · final(h + up · silu(down · norm(h)))`; its rows are the head's for the ids of the shortlist, and `other`,
+which stands for all ids that are not on it.
 """
 
 import json

@@ -75,7 +75,13 @@ def write_random_model(
 
 
 def write_random_exit(
-    directory: Path, layers: int, curve: Sequence[ExitPoint], *, rank: int = 32, shortlist: int | None = None, seed: int = 0
+    directory: Path,
+    layers: int,
+    curve: Sequence[ExitPoint],
+    *,
+    rank: int = 32,
+    shortlist: int | None = None,
+    seed: int = 0,
 ) -> Path:
     """Add an inner exit with a random adapter to a random model; it guesses the last `shortlist` ids (default: all)."""
     rng = np.random.default_rng(seed)
