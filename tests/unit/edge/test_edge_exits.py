@@ -28,6 +28,9 @@ from tiermesh.edge.units import Borders, Unit
 CURVE = (ExitPoint(0.0, 1.0, 0.9), ExitPoint(0.9, 0.4, 0.99))
 FREE_ROWS = Costs(shallow_s=1e-4, deep_s=1.0, row_s=1e-4)
 """Segments with which drafting always pays, so that tests draft."""
+ROUNDING = 1e-4
+"""Of logits between batch shapes. Stepped against run at once, the whole graph differs by up to 3.9e-5 (300 texts); one
+wrong id moves a logit by 0.3 or more."""
 BORDERS = Borders(frozenset({40}), frozenset({1}))
 
 
@@ -174,7 +177,7 @@ def test_a_queue_may_be_left_at_any_place(split: EdgeModel, moves: list[tuple[in
         state.catch_up(known)
         assert state.ids == known
     fresh.catch_up(known)
-    np.testing.assert_allclose(state.logits, fresh.logits, atol=2e-5)
+    np.testing.assert_allclose(state.logits, fresh.logits, atol=ROUNDING)
     np.testing.assert_allclose(state.features, fresh.features, atol=1e-5)
 
 
@@ -183,7 +186,7 @@ def test_two_segments_say_what_the_whole_says(split: EdgeModel, whole: EdgeModel
     for known in ([5] * 40, [5] * 20 + [9] * 30, [7], [7, 8], [7, 8, 9, 10, 11]):
         cut.catch_up(known)
         one.catch_up(known)
-        np.testing.assert_allclose(cut.logits, one.logits, atol=2e-5)
+        np.testing.assert_allclose(cut.logits, one.logits, atol=ROUNDING)
         assert cut.token[0] == one.token[0] == one.logits[0, 0].argmax()
 
 
