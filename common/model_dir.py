@@ -1,6 +1,6 @@
 """What a model directory says about itself, read without loading weights: digests, end ids, chat template.
 
-Serves both layouts: a Hugging Face directory (config.json, *.safetensors) and an edge directory (edge.json, edge.onnx).
+Serves both layouts: a Hugging Face directory (config.json, *.safetensors) and an edge directory (edge.json, *.onnx).
 Two sides may exchange token ids only when their tokenizer digests agree.
 """
 
@@ -65,18 +65,20 @@ def file_digest(path: Path) -> str:
 def digests(directory: Path) -> Digests:
     """SHA-256 in hex of a model directory's weights, of tokenizer.json's bytes and of its chat template's text.
 
-    The model's is that of `edge.onnx`, or for a Hugging Face directory that of the digests of config.json and of all
-    *.safetensors in the order of their names. Raises ModelDirError when a file is missing.
+    The model's is that of the one *.onnx file, or that of the digests of several in the order of their names; for a
+    Hugging Face directory that of the digests of config.json and of all *.safetensors. Raises ModelDirError when a file
+    is missing.
     """
     template = hashlib.sha256(read_chat_template(directory).encode()).hexdigest()
-    return Digests(_model_digest(directory), file_digest(directory / "tokenizer.json"), template)
+    return Digests(model_digest(directory), file_digest(directory / "tokenizer.json"), template)
 
 
-def _model_digest(directory: Path) -> str:
-    if (directory / "edge.onnx").exists():
-        return file_digest(directory / "edge.onnx")
-    weights = sorted(directory.glob("*.safetensors"))
-    if not weights:
-        raise ModelDirError(f"{directory} holds neither edge.onnx nor *.safetensors")
-    parts = [file_digest(path) for path in (directory / "config.json", *weights)]
+def model_digest(directory: Path) -> str:
+    """SHA-256 in hex of the weights, as in `digests`."""
+    graphs, weights = sorted(directory.glob("*.onnx")), sorted(directory.glob("*.safetensors"))
+    if len(graphs) == 1:
+        return file_digest(graphs[0])
+    if not graphs and not weights:
+        raise ModelDirError(f"{directory} holds neither *.onnx nor *.safetensors")
+    parts = [file_digest(path) for path in graphs or (directory / "config.json", *weights)]
     return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
-from .model import SequenceState
+from .decoding import drafted_picks, plain_picks
+from .exits import ExitAccount
 from .sampling import Pick, Picker, unit_of
+from .sequence import SequenceState
+from .split import MAX_NEW, SplitState
 from .units import Borders, Unit
 
 _SURE = 0.9
@@ -71,7 +74,9 @@ class LocalDraft:
         borders: Borders,
         thread: Executor,
         release: Callable[[SequenceState], None],
+        exits: ExitAccount | None = None,
     ) -> None:
+        """`exits` decides on drafts from the inner exit, where `state` has one."""
         self.prefill_s = 0.0
         self.decode_s = 0.0
         self.tokens = 0
@@ -79,6 +84,7 @@ class LocalDraft:
         self._picker = picker
         self._borders = borders
         self._thread = thread
+        self._exits = exits
         self._release: Callable[[SequenceState], None] | None = release
         self._running: asyncio.Future[Unit] | None = None
         self._interrupted = False
@@ -107,22 +113,37 @@ class LocalDraft:
             self._running.add_done_callback(lambda done: (done.exception(), release(self._state)))
 
     def _unit(self, known: Sequence[int], room: int, watch: _Watch | None) -> Unit:
-        """Runs on the model's thread. An interrupted unit is cut short; nobody looks at it."""
+        """Runs on the model's thread. An interrupted unit is cut short or empty; nobody looks at it."""
         state, started = self._state, time.perf_counter()
         fresh = not state.ids
-        if not self._interrupted:
+        if self._interrupted:
+            return unit_of((), ends=False)
+        new = state.roll_back(known)
+        if self._exits is None or len(new) > MAX_NEW:
             state.catch_up(known)
+            new = ()
         begun = time.perf_counter()
-        picks = [self._picker.pick(state)]
-        ids = [picks[0].id]
-        while len(ids) < room and not (self._borders.closes(ids) or self._interrupted):
+        picks: list[Pick] = []
+        ids: list[int] = []
+        for pick in self._picks(new, room):
+            picks.append(pick)
+            ids.append(pick.id)
+            if not self._goes_on(ids, room):
+                break
             if watch:
                 watch.see(picks)
-            state.step(ids[-1])
-            picks.append(self._picker.pick(state))
-            ids.append(picks[-1].id)
         self._count(begun - started, time.perf_counter() - begun, fresh, len(ids))
         return unit_of(picks, ends=ids[-1] in self._borders.end_ids)
+
+    def _picks(self, new: Sequence[int], room: int) -> Iterator[Pick]:
+        """The full depth's picks; `new` are known ids that are still to be run."""
+        if self._exits is None or not isinstance(self._state, SplitState):
+            return plain_picks(self._state, self._picker)
+        return drafted_picks(self._state, self._picker, self._exits, new, lambda ids: self._goes_on(ids, room))
+
+    def _goes_on(self, ids: Sequence[int], room: int) -> bool:
+        """Whether the unit is not whole with these ids."""
+        return len(ids) < room and not (self._borders.closes(ids) or self._interrupted)
 
     def _count(self, caught_up_s: float, decoded_s: float, fresh: bool, tokens: int) -> None:
         if fresh:

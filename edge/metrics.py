@@ -74,6 +74,15 @@ class EdgeMetrics:
             "1 while the calibration is that of the pair; at 0 every bounded unit asks.",
             registry=r,
         )
+        self.inner_exit = Gauge(
+            "tiermesh_edge_inner_exit_on", "1 while drafting from the inner exit pays.", ["sampling"], registry=r
+        )
+        self.inner_drafts = Counter(
+            "tiermesh_edge_inner_drafts_total",
+            "Tokens that the inner exit drafted, by what the full depth said of them.",
+            ["sampling", "outcome"],
+            registry=r,
+        )
         self.acceptance = Gauge("tiermesh_edge_acceptance", "Share of checked drafts that stand.", registry=r)
         self.visit = Gauge("tiermesh_edge_visit_seconds", "Mean time of a visit without the cloud's work.", registry=r)
 

@@ -19,11 +19,15 @@ from .artifact import read_artifact
 from .audits import Audits
 from .chooser import Pace
 from .drafting import Draft, LocalDraft
+from .exits import Exits
 from .ledgers import Ledgers
 from .metrics import EdgeMetrics
-from .model import EdgeModel, SequenceState
+from .model import EdgeModel
 from .pairing import Pairing
 from .sampling import Picker
+from .segment_costs import measure_costs
+from .sequence import SequenceState
+from .split import SplitState
 from .tenants import Tenants
 from .trust import Trust
 from .units import Borders, line_ends
@@ -55,6 +59,7 @@ class EdgeNode:
         self._model = model
         self._line_ends = line_ends(text.token_bytes)
         self._free: list[SequenceState] = [model.sequence()]
+        self._exits: Exits | None = None
         # One thread: the graph itself uses `threads` cores, and units of several answers take turns.
         self._thread = ThreadPoolExecutor(1, "edge-model")
         self._watch()
@@ -84,11 +89,13 @@ class EdgeNode:
             state = self._free.pop() if self._free else self._model.sequence()
 
             def release(used: SequenceState) -> None:
+                self._count_drafts()
                 used.reset()
                 self._free.append(used)
                 self.admission.leave(entered)
 
-            return LocalDraft(state, picker, borders, self._thread, release)
+            exits = self._exits.account(greedy=request.sampling.greedy) if self._exits else None
+            return LocalDraft(state, picker, borders, self._thread, release, exits)
 
         return open_draft
 
@@ -122,6 +129,13 @@ class EdgeNode:
         metrics.acceptance.set_function(lambda: pace.acceptance.get(0.0))
         metrics.visit.set_function(lambda: pace.travel_s.get(0.0))
 
+    def _count_drafts(self) -> None:
+        for name, account in self._exits.named().items() if self._exits else ():
+            drafted, accepted = account.take_counts()
+            self.metrics.inner_exit.labels(name).set(account.on)
+            self.metrics.inner_drafts.labels(name, "accepted").inc(accepted)
+            self.metrics.inner_drafts.labels(name, "refused").inc(drafted - accepted)
+
     def _warm_up(self) -> None:
         """The first runs allocate; 20 times a step's time on a small model. No request should pay that."""
         state = self._free[0]
@@ -132,4 +146,8 @@ class EdgeNode:
         state.catch_up([0])
         state.step(0)
         self.pace.edge_step_s.add((time.perf_counter() - begun) / 2)
+        inner = self.artifact.inner_exit
+        if inner is not None and isinstance(state, SplitState):
+            self._exits = Exits(measure_costs(state), inner.curve)
+            self._count_drafts()
         state.reset()

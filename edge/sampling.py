@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ..common.noise import gumbel
 from ..common.types import Sampling
-from .model import SequenceState
+from .sequence import SequenceState
 from .units import Unit
 
 Floats = npt.NDArray[np.float32]

@@ -35,7 +35,7 @@ class Borders:
     end_ids: frozenset[int]
     """Ids that end the answer."""
 
-    def closes(self, ids: list[int]) -> bool:
+    def closes(self, ids: Sequence[int]) -> bool:
         """Whether these ids are a whole unit."""
         return len(ids) >= UNIT_TOKENS or ids[-1] in self.line_ends or ids[-1] in self.end_ids
 

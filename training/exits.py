@@ -1,6 +1,7 @@
 """Train the starter's edge model: the cloud's lower layers, frozen, and one exit block distilled from the cloud.
 
-`python -P -m tiermesh.training.exits` goes on from the checkpoint of the same cloud in `.training/`, if there is one.
+`python -P -m tiermesh.training.exits` goes on from the checkpoint of the same cloud in `.training/`, if there is one,
+and then trains the edge's inner exit (inner_exit.py).
 One pass of the cloud gives both the trunk's output and the target distributions, so a step costs little more than that.
 """
 
@@ -11,13 +12,15 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..common.model_dir import digests
 from .batches import Batch
 from .checkpoint import load_checkpoint, save_checkpoint
+from .inner_exit import LAYERS, make_inner_exit
 from .muon import Muon
-from .pretrain import MIXES, WORK, cloud_config, mixed_batches, prepare, save_model
+from .precision import autocast
+from .pretrain import MIXES, WORK, mixed_batches, prepare, save_model
 
 TRUNK = 4
 """Layers shared with the cloud: 4 agree with the cloud on 0.81 of tokens where 2 reach 0.70 (a trial at this size)."""
@@ -29,7 +32,7 @@ def new_edge(cloud: LlamaForCausalLM, trunk: int = TRUNK) -> LlamaForCausalLM:
 
     The exit block starts as the cloud's last layer, which already writes for the head.
     """
-    edge = LlamaForCausalLM(cloud_config(trunk + 1))
+    edge = LlamaForCausalLM(LlamaConfig(**{**cloud.config.to_dict(), "num_hidden_layers": trunk + 1}))
     weights = cloud.state_dict()
     last, exit_layer = f"model.layers.{cloud.config.num_hidden_layers - 1}.", f"model.layers.{trunk}."
     for name in edge.state_dict():
@@ -64,7 +67,7 @@ def divergence(target: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, fl
     return (losses * batch.weights).sum() / batch.weights.sum(), agreement
 
 
-def train(cloud: LlamaForCausalLM, exit_head: Exit, work: Path, tokens: int, checkpoint: Path) -> None:
+def train(cloud: LlamaForCausalLM, exit_head: Exit, trunk: int, work: Path, tokens: int, checkpoint: Path) -> None:
     """Distil until `tokens` ids were seen, drawn anew: most of them the cloud has not been trained on."""
     tokenizer, stream = prepare(work)
     matrices = [parameter for parameter in exit_head.parameters() if parameter.ndim == 2]
@@ -78,7 +81,7 @@ def train(cloud: LlamaForCausalLM, exit_head: Exit, work: Path, tokens: int, che
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = PEAK * max(0.02, 1.0 - seen / tokens)
             batches = next(pairs)
-            report = [distil_step(cloud, exit_head, batch) for batch in batches]
+            report = [distil_step(cloud, exit_head, trunk, batch) for batch in batches]
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -86,16 +89,18 @@ def train(cloud: LlamaForCausalLM, exit_head: Exit, work: Path, tokens: int, che
             words = [f"KL {loss:.3f} same {same:.3f}" for loss, same in report]
             described = f"step {step} commands {words[0]} code {words[1]}"
             progress.update(bar, completed=seen, description=described)
-            if step % 20 == 0:
+            if step % 20 == 0 or seen >= tokens:
                 progress.console.print(described, f"tokens {seen}")
                 save_checkpoint(checkpoint, exit_head, optimizers, step, seen)
 
 
-def distil_step(cloud: LlamaForCausalLM, exit_head: Exit, batch: Batch) -> tuple[float, float]:
+def distil_step(cloud: LlamaForCausalLM, exit_head: Exit, trunk: int, batch: Batch) -> tuple[float, float]:
     """Add one batch's gradients; the divergence and the agreement."""
-    with torch.no_grad():
+    with torch.no_grad(), autocast():
         seen = cloud(batch.ids, use_cache=False, output_hidden_states=True)
-    loss, agreement = divergence(seen.logits, exit_head(seen.hidden_states[TRUNK]), batch)
+    with autocast():
+        logits = exit_head(seen.hidden_states[trunk].float())
+    loss, agreement = divergence(seen.logits.float(), logits.float(), batch)
     (loss / 2).backward()
     return loss.item(), agreement
 
@@ -103,15 +108,31 @@ def distil_step(cloud: LlamaForCausalLM, exit_head: Exit, batch: Batch) -> tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description="Distil the starter's edge model from its cloud model.")
     parser.add_argument("--tokens", type=int, default=700_000, help="budget in tokens, padding included")
+    parser.add_argument(
+        "--exit-layers", type=_layers, default=(LAYERS, TRUNK), metavar="INNER,LAST",
+        help="layers below the inner exit and below the exit block; one number: no inner exit",
+    )  # fmt: skip
     parser.add_argument("--cloud", type=Path, default=WORK / "cloud")
     parser.add_argument("--out", type=Path, default=WORK / "edge_hf")
     options = parser.parse_args()
     torch.manual_seed(0)
     cloud = LlamaForCausalLM.from_pretrained(options.cloud, dtype=torch.float32)
-    edge = new_edge(cloud)
-    checkpoint = WORK / f"exit-{digests(options.cloud).model[:12]}.pt"
-    train(cloud, Exit(edge), WORK, options.tokens, checkpoint)
+    *inner, trunk = options.exit_layers
+    edge = new_edge(cloud, trunk)
+    checkpoint = WORK / f"exit-{trunk}-{digests(options.cloud).model[:12]}.pt"
+    train(cloud, Exit(edge), trunk, WORK, options.tokens, checkpoint)
     save_model(edge, WORK, options.out)
+    for stale in options.out.glob("inner_exit.*"):
+        stale.unlink()
+    for layers in inner:
+        make_inner_exit(options.out, WORK, layers)
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    layers = tuple(int(part) for part in text.split(","))
+    if len(layers) > 2 or list(layers) != sorted(set(layers)) or layers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one or two ascending numbers of layers")
+    return layers
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from ..edge.artifact import read_artifact
-from ..edge.model import EdgeModel, SequenceState
+from ..edge.model import EdgeModel
+from ..edge.sequence import SequenceState
 
 
 class EdgeReader:

@@ -5,11 +5,14 @@ the first two is below 0.01 at about one position in a hundred) and a temperatur
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from ..edge.artifact import ExitPoint
+from .exit_files import write_exit
 from .tokenizer import BOS, EOS, PAD, save_tokenizer, train_tokenizer
 
 _TEXT = (
@@ -69,6 +72,32 @@ def write_random_model(
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return out
+
+
+def write_random_exit(
+    directory: Path,
+    layers: int,
+    curve: Sequence[ExitPoint],
+    *,
+    rank: int = 32,
+    shortlist: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Add an inner exit with a random adapter to a random model; it guesses the last `shortlist` ids (default: all)."""
+    rng = np.random.default_rng(seed)
+    config = json.loads((directory / "config.json").read_text())
+    vocab, hidden = config["vocab_size"], config["hidden_size"]
+    ones = np.ones(hidden, np.float32)
+    tensors = {
+        "norm.weight": ones,
+        "down.weight": rng.standard_normal((rank, hidden), np.float32) / np.sqrt(np.float32(hidden)),
+        "up.weight": rng.standard_normal((hidden, rank), np.float32) / np.sqrt(np.float32(rank)),
+        "final.weight": ones,
+        "other.weight": 0 * ones,
+        "shortlist": np.arange(vocab - (shortlist or vocab), vocab),
+    }
+    write_exit(directory, tensors, layers, curve)
+    return directory
 
 
 def _random_tensors(

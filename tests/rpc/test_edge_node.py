@@ -403,3 +403,33 @@ def test_a_node_that_cannot_start_says_why(edge_dir: Path, changes: dict[str, st
     assert result.returncode == 1
     assert words in result.stderr
     assert "Traceback" not in result.stderr
+
+
+async def test_drafts_from_an_inner_exit_are_counted(tmp_path: Path) -> None:
+    from tiermesh.edge.artifact import ExitPoint
+    from tiermesh.edge.exits import Costs, Exits
+    from tiermesh.training.export_edge import export_edge
+    from tiermesh.training.random_model import write_random_exit, write_random_model
+
+    curve = (ExitPoint(0.0, 1.0, 0.9),)
+    model = write_random_model(tmp_path / "hf", layers=3, hidden=64, max_length=256)
+    export_edge(write_random_exit(model, 1, curve), tmp_path / "edge")
+    async with serving(tmp_path / "edge") as service, client_of(service) as client:
+        node = service._node
+        registry = node.metrics.registry
+        measured = registry.get_sample_value("tiermesh_edge_inner_exit_on", {"sampling": "greedy"})
+        assert measured == float(node._exits.greedy.on), "what was measured at start is shown before any request"
+        # Whether drafts pay for so small a model is the machine's affair; with these costs they do.
+        node._exits = Exits(Costs(shallow_s=1e-4, deep_s=1.0, row_s=1e-4), curve)
+        answer = await client.generate("dim the lights", max_tokens=40)
+        assert len(answer.token_ids) == 40
+        counts = [
+            registry.get_sample_value("tiermesh_edge_inner_drafts_total", {"sampling": "greedy", "outcome": outcome})
+            for outcome in ("accepted", "refused")
+        ]
+        assert sum(counts) > 5
+        assert registry.get_sample_value("tiermesh_edge_inner_exit_on", {"sampling": "greedy"}) == 1
+        assert (
+            registry.get_sample_value("tiermesh_edge_inner_drafts_total", {"sampling": "sampled", "outcome": "refused"})
+            == 0
+        )

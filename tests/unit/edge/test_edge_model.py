@@ -19,8 +19,9 @@ from tiermesh.common.errors import ModelDirError
 from tiermesh.common.types import Sampling
 from tiermesh.edge.artifact import read_artifact
 from tiermesh.edge.drafting import LocalDraft
-from tiermesh.edge.model import EdgeModel, SequenceState
+from tiermesh.edge.model import EdgeModel
 from tiermesh.edge.sampling import Picker
+from tiermesh.edge.sequence import SequenceState
 from tiermesh.edge.units import UNIT_TOKENS, Borders
 
 

@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 from tiermesh.common.errors import ModelDirError
 from tiermesh.common.model_dir import digests, read_eos_ids
 from tiermesh.edge.artifact import read_artifact
-from tiermesh.edge.model import EdgeModel, SequenceState
+from tiermesh.edge.model import EdgeModel
+from tiermesh.edge.sequence import SequenceState
 from tiermesh.training.export_edge import export_edge
 from tiermesh.training.onnx_graph import block_size, pack, quantize
 from tiermesh.training.random_model import write_random_model
