@@ -24,6 +24,7 @@ from rich.table import Table
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from ..common.noise import gumbel
 from ..common.types import Sampling
 from ..models import starter
 from ..training.calibrate import TorchLabeller
@@ -140,7 +141,8 @@ async def _places(cloud: LlamaForCausalLM, reader: EdgeReader, text: Text) -> Pl
     wanted = text.ids[text.start :]
     told = cloud_choices(cloud, text.ids, text.start)
     drawn = await TorchLabeller(cloud).choices(text.ids, text.start, sampling)
-    mine = [reader.draw(row, seed, index) for index, row in enumerate(rows)]
+    everything = np.arange(len(rows[0]))
+    mine = [int((row + gumbel(seed, index, everything)).argmax()) for index, row in enumerate(rows)]
     return Places(
         same=[int(row.argmax()) == token for row, token in zip(rows, told, strict=True)],
         coupled=[ours == theirs for ours, theirs in zip(mine, drawn, strict=True)],

@@ -17,8 +17,9 @@ from .calibration import Calibration, SamplingClass
 from .drafting import LocalDraft
 from .fitting import LEAST_TOTAL, fit_class
 from .labelling import Labeller, Task, Units, label_all, label_answer
-from .model import EdgeModel, SequenceState
+from .model import EdgeModel
 from .sampling import Picker
+from .sequence import SequenceState
 from .units import Borders, line_ends
 
 IN_FLIGHT = 6

@@ -15,8 +15,7 @@ from torch import Tensor
 from .commands import Command, Split, generate
 from .tokenizer import EOS, PAD
 
-_LEVELS = (1, 2, 2, 2, 3, 3, 3, 3)
-"""Drawn evenly from these: level 1 is learnt (held out, 98 % exact) when level 2 stands at 48 %."""
+LEVELS = (1, 2, 3)
 PROMPT_WEIGHT = 0.1
 """Loss weight of a command's own words: their slots are drawn at random and can't be predicted."""
 
@@ -35,11 +34,13 @@ def encode_command(tokenizer: Tokenizer, command: Command) -> tuple[list[int], i
     return [*prompt, *tokenizer.encode(command.truth, add_special_tokens=False).ids, EOS], len(prompt)
 
 
-def command_batches(tokenizer: Tokenizer, split: Split, seed: int, tokens: int, skip: int = 0) -> Iterator[Batch]:
+def command_batches(
+    tokenizer: Tokenizer, split: Split, seed: int, tokens: int, skip: int = 0, levels: tuple[int, ...] = LEVELS
+) -> Iterator[Batch]:
     """Endless batches of about `tokens` ids with padding, the first `skip` left out without being built."""
     number = chunk = 0
     while True:
-        commands = generate(split, seed * 100_003 + chunk, _LEVELS)
+        commands = generate(split, seed * 100_003 + chunk, levels)
         rows = sorted((encode_command(tokenizer, next(commands)) for _ in range(512)), key=lambda row: len(row[0]))
         groups = _groups([len(ids) for ids, _ in rows], tokens)
         random.Random(chunk).shuffle(groups)

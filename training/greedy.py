@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
@@ -32,6 +34,16 @@ class EdgeReader:
             if ids[-1] in self.eos_ids or len(ids) == max_tokens:
                 return ids
             self.sequence.step(ids[-1])
+
+    def logits(self, ids: Sequence[int], start: int) -> list[npt.NDArray[np.float32]]:
+        """The edge's logits [V] for each place from `start` (at least 1) on, given the true ids before it."""
+        self.sequence.reset()
+        self.sequence.catch_up(ids[:start])
+        rows = [self.sequence.logits[0, 0].copy()]
+        for token in ids[start:-1]:
+            self.sequence.step(token)
+            rows.append(self.sequence.logits[0, 0].copy())
+        return rows
 
     def choices(self, ids: Sequence[int], start: int) -> list[int]:
         """The edge's greedy choice for each place from `start` (at least 1) on, given the true ids before it."""
