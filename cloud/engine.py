@@ -167,22 +167,22 @@ class Engine:
         text = self._text.detokenizer(submission.stop, submission.delivered_ids, submission.delivered_bytes)
         progress = Progress(sequence, partial(self._text.detokenizer, submission.stop), text, Stages(submitted))
         self._entries[number] = _Entry(progress, sink)
-        if submission.job is Job.VERIFY:
-            self._scheduler.park(sequence)
-        else:
-            self._scheduler.add(sequence)
-            self._emit(sequence, progress.begin(submitted))
+        self._scheduler.add(sequence)
+        self._emit(sequence, progress.begin(submitted))
 
     def _ask(self, number: int, alone: tuple[int, ...], draft: tuple[int, ...], hand_over: bool) -> None:
         entry = self._entries.get(number)
         if entry is None:
             return
-        if entry.progress.sequence.state is not State.IDLE:
-            self._fail(entry.progress.sequence, InternalError("an ask came before the verdict on the last one"))
+        progress, sequence = entry.progress, entry.progress.sequence
+        if sequence.job is not Job.VERIFY or sequence.asked:
+            self._fail(sequence, InternalError("an ask came before the verdict on the last one"))
             return
-        entry.progress.hand_over = hand_over
-        entry.progress.sequence.ask(alone, draft)
-        self._scheduler.add(entry.progress.sequence)
+        progress.hand_over = hand_over
+        progress.stages.computing_s = 0.0
+        sequence.ask(alone, draft)
+        if sequence.state is State.IDLE:
+            self._scheduler.add(sequence)
 
     def _cancel(self, number: int) -> None:
         if entry := self._entries.get(number):
@@ -225,11 +225,8 @@ class Engine:
             _log.error("logits are not finite", sequence=sequence.id, position=sequence.computed)
             self._spoil(sequence)
             return
-        verifying = sequence.job is Job.VERIFY
-        progress = self._entries[sequence.id].progress
-        outputs = progress.advance(work, choices, now)
-        self._emit(sequence, outputs)
-        if verifying and outputs and not progress.hand_over:
+        self._emit(sequence, self._entries[sequence.id].progress.advance(work, choices, now))
+        if sequence.job is Job.VERIFY and not (sequence.asked or sequence.pending):
             self._scheduler.rest(sequence, now)
 
     def _spoil(self, sequence: Sequence) -> None:

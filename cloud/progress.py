@@ -51,7 +51,7 @@ class Progress:
         sequence = self.sequence
         sequence.computed += work.count
         sequence.choices.extend(choices)
-        if sequence.pending:
+        if sequence.pending or (sequence.job is Job.VERIFY and not sequence.asked):
             return []
         if self.stages.answered is None:
             self.stages.answered = now
@@ -111,7 +111,7 @@ class Progress:
         self.outputs.append(Verified(position, stands, following, labels, logprobs, compute_s))
         sequence.tokens += sequence.draft[: sequence.alone + stands]
         sequence.draft.clear()
-        sequence.alone = 0
+        sequence.alone, sequence.asked = 0, False
         sequence.choices.clear()
         self.stages.computing_s = 0.0
         if self.hand_over:

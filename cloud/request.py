@@ -4,7 +4,9 @@
        ▲                │   ▲
        │             verdict  ask
        │                ▼   │
-       └──ask, evicted── IDLE       (a session between two asks; its KV stays until someone needs the room)
+       └──────ask────── IDLE        (a session between two asks; its KV stays until someone needs the room)
+
+A session begins WAITING too, without an ask: it reads what it knows ahead, so that its first ask finds the KV there.
 
 A sequence never has a prefill or a decode phase: it has known tokens, drafts, and a count of those whose KV is in the
 pool. What a step runs is what lies behind that count. Preempting it, or evicting it between asks, is setting the count
@@ -82,6 +84,8 @@ class Sequence:
     draft: list[int] = field(default_factory=list)
     """Ids of an ask: `alone` given by the edge, the rest to be verified."""
     alone: int = 0
+    asked: bool = False
+    """VERIFY: whether an ask waits for its verdict."""
     choices: list[Choice] = field(default_factory=list)
     """Of the wanted positions run so far in this round."""
     last_used: float = 0.0
@@ -94,8 +98,12 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens that are to be run before the sequence has its next choices."""
-        return self.total - self.computed
+        """Tokens that are to be run before the sequence has its next choices, or has read all that it may ahead.
+
+        The last certain token is left to the ask, whose first choice lies behind it.
+        """
+        ahead = self.job is Job.VERIFY and not self.asked
+        return max(0, self.total - ahead - self.computed)
 
     @property
     def answer_length(self) -> int:
@@ -115,12 +123,12 @@ class Sequence:
         return self.tokens[start:] + self.draft[max(0, start - certain) : stop - certain]
 
     def ask(self, alone: Ids[int], draft: Ids[int]) -> None:
-        """IDLE → WAITING with ids to verify."""
-        assert self.state is State.IDLE, self.state
-        assert not self.draft
+        """Ids to verify; those who read ahead just go on with them."""
+        assert self.job is Job.VERIFY
+        assert not self.asked
         self.draft = [*alone, *draft]
         self.alone = len(alone)
-        self.state = State.WAITING
+        self.asked = True
 
     def forget(self) -> list[int]:
         """Gives up the KV: returns the blocks, which the caller releases. Choices of this round are computed again."""

@@ -53,23 +53,25 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queues a new sequence, or one that was asked again; it keeps the place of its arrival."""
+        """Queues a new sequence, or one that was asked again; it keeps the place of its arrival.
+
+        A session that has nothing to read ahead rests at once.
+        """
         if sequence in self.idle:
             self.idle.remove(sequence)
+        if not sequence.pending:
+            sequence.state = State.IDLE
+            self.idle.append(sequence)
+            return
         at = next((i for i, other in enumerate(self.waiting) if other.arrival > sequence.arrival), len(self.waiting))
         sequence.state = State.WAITING
         self.waiting.insert(at, sequence)
 
     def rest(self, sequence: Sequence, now: float) -> None:
-        """RUNNING → IDLE: the session waits for its next ask and keeps its KV while nobody needs the room."""
+        """RUNNING → IDLE: the session waits for an ask and keeps its KV while nobody needs the room."""
         self.running.remove(sequence)
         sequence.state = State.IDLE
         sequence.last_used = now
-        self.idle.append(sequence)
-
-    def park(self, sequence: Sequence) -> None:
-        """A new session begins IDLE: it has nothing to run before its first ask."""
-        sequence.state = State.IDLE
         self.idle.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -102,7 +104,7 @@ class Scheduler:
         """WAITING → RUNNING, by arrival, while slots and blocks for the tokens known so far last."""
         while self.waiting and len(self.running) < self.slots:
             sequence = self.waiting[0]
-            needed = self.pool.missing(len(sequence.blocks), sequence.total)
+            needed = self.pool.missing(len(sequence.blocks), sequence.computed + sequence.pending)
             if needed > self.pool.free and not self._evict(needed, but=sequence):
                 return
             self.waiting.pop(0)

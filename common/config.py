@@ -50,27 +50,30 @@ DEMO_TENANT = "demo"
 DEMO_KEY = "demo-key"
 
 
-def _finish(document: Document, base: Path, environ: Mapping[str, str] | None) -> MeshConfig:
+def _finish(document: Document, base: Path, environ: Mapping[str, str] | None, with_secret: bool) -> MeshConfig:
     apply_environment(document, os.environ if environ is None else environ)
-    return build_mesh(document, base)
+    return build_mesh(document, base, with_secret)
 
 
-def load_config(path: Path, environ: Mapping[str, str] | None = None) -> MeshConfig:
-    """Reads a file and the environment's overrides; ConfigError has one line and one violation per fault."""
+def load_config(path: Path, environ: Mapping[str, str] | None = None, *, with_secret: bool = False) -> MeshConfig:
+    """Reads a file and the environment's overrides; ConfigError has one line and one violation per fault.
+
+    `with_secret` reads the file that `mesh.secret_file` names too, as routers do.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: can't read the configuration: {why}") from exc
     document = read_document(text, path.name)
-    return _finish(document, path.parent, environ)
+    return _finish(document, path.parent, environ, with_secret)
 
 
-def default_mesh(environ: Mapping[str, str] | None = None) -> MeshConfig:
+def default_mesh(environ: Mapping[str, str] | None = None, *, with_secret: bool = False) -> MeshConfig:
     """The mesh without a file: tenant `demo` with key `demo-key`, all on loopback; variables apply here too."""
     document = Document("defaults")
     document.values["tenants"] = {DEMO_TENANT: {"api_keys": [key_hash(DEMO_KEY)], "degraded_allowed": True}}
-    return _finish(document, Path.cwd(), environ)
+    return _finish(document, Path.cwd(), environ, with_secret)
 
 
 def check_address(address: str) -> None:

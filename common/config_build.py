@@ -26,9 +26,12 @@ from .config_yaml import Document, dotted
 from .config_yaml import Path as KeyPath
 from .errors import ConfigError, Violation
 from .keys import HASH_PATTERN
+from .secret import Secret, read_secret
 from .types import Quality
 
 STARTER = "starter"
+_PRIVATE = ("token", "key", "secret")
+"""Parts of names whose values are never shown."""
 
 
 def model_path(value: str, side: Literal["cloud", "edge"], base: Path | None = None) -> Path:
@@ -55,8 +58,11 @@ class _Faults:
             raise ConfigError("\n".join(self._lines), violations=self._violations) from cause
 
 
-def build_mesh(document: Document, base: Path) -> MeshConfig:
-    """Checks a document and freezes it; relative paths start at `base`. ConfigError lists every fault."""
+def build_mesh(document: Document, base: Path, with_secret: bool) -> MeshConfig:
+    """Checks a document and freezes it; relative paths start at `base`. ConfigError lists every fault.
+
+    Only routers and checks take the mesh's secret along: edge nodes and workers must run without the file.
+    """
     faults = _Faults(document)
     try:
         schema = FileSchema.model_validate(document.values)
@@ -68,6 +74,7 @@ def build_mesh(document: Document, base: Path) -> MeshConfig:
     _check_across(schema, faults)
     hashes = {name: _hashes(name, tenant, base, faults) for name, tenant in schema.tenants.items()}
     _check_keys(hashes, faults)
+    secret = _secret(schema.mesh.secret_file, base, faults) if with_secret else None
     faults.raise_any()
     tiers = tuple(
         TierConfig(name, tier.ttft_ms / 1e3, tier.deadline_ms / 1e3, tier.min_share)
@@ -76,6 +83,7 @@ def build_mesh(document: Document, base: Path) -> MeshConfig:
     return MeshConfig(
         name=schema.mesh.name,
         insecure=schema.insecure,
+        secret=secret,
         tiers=tiers,
         tenants=tuple(_tenant(name, tenant, hashes[name], tiers) for name, tenant in schema.tenants.items()),
         cache=CacheConfig(schema.cache.url, schema.cache.max_bytes),
@@ -92,7 +100,7 @@ def _add_fault(faults: _Faults, fault: ErrorDetails) -> None:
         faults.add(path, "unknown key")
     elif fault["type"] == "value_error":
         faults.add(path, fault["msg"].removeprefix("Value error, "))
-    elif isinstance(given, str | int | float | bool) and "token" not in dotted(path) and "key" not in dotted(path):
+    elif isinstance(given, str | int | float | bool) and not any(word in dotted(path) for word in _PRIVATE):
         faults.add(path, f"{fault['msg'].lower().replace('input should', 'should')}, not {given!r}")
     else:
         faults.add(path, fault["msg"].lower().replace("input should", "should"))
@@ -142,6 +150,16 @@ def _hashes(name: str, tenant: TenantSection, base: Path, faults: _Faults) -> tu
         if line and not HASH_PATTERN.fullmatch(line):
             faults.add(path, f"line {number} is no hash: write sha256: and 64 hex digits, one per line")
     return (*tenant.api_keys, *(line for line in lines if line))
+
+
+def _secret(file: str | None, base: Path, faults: _Faults) -> Secret | None:
+    if file is None:
+        return None
+    try:
+        return read_secret(base / Path(file).expanduser())
+    except ValueError as exc:
+        faults.add(("mesh", "secret_file"), str(exc))
+        return None
 
 
 def _check_keys(hashes: dict[str, tuple[str, ...]], faults: _Faults) -> None:

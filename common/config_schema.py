@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .keys import HASH_PATTERN
+from .secret import SECRET_PATTERN
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -49,9 +50,16 @@ def _name(value: str) -> str:
     return value
 
 
+def _secret_file(value: str) -> str:
+    if SECRET_PATTERN.fullmatch(value):
+        raise ValueError("name a file that holds the secret, as `tiermesh keys init` makes it; never the secret itself")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
 KeyHash = Annotated[str, AfterValidator(_hash)]
 Name = Annotated[str, AfterValidator(_name)]
+SecretFile = Annotated[str, AfterValidator(_secret_file)]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -64,6 +72,7 @@ class MeshSection(_Section):
     """Who we are."""
 
     name: Name = "local"
+    secret_file: SecretFile | None = None
 
 
 class TierSection(_Section):

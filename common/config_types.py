@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .config_schema import is_loopback
+from .secret import Secret
 from .types import Quality
 
 
@@ -142,6 +143,8 @@ class MeshConfig:
     name: str
     insecure: bool
     """Allows plain connections from beyond this machine."""
+    secret: Secret | None
+    """What `mesh.secret_file` holds, for routers; None without that key, and for edge nodes and workers."""
     tiers: tuple[TierConfig, ...]
     tenants: tuple[TenantConfig, ...]
     cache: CacheConfig

@@ -8,7 +8,7 @@ from enum import Enum
 from .errors import TiermeshError
 from .types import Digests, FinishReason, ModelInfo, Origin, Quality, Request, Timing, Usage
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class SessionMode(Enum):
@@ -132,7 +132,7 @@ class TenantPolicy:
 
     name: str
     key_hashes: tuple[str, ...]
-    """Each "sha256:" and 64 hex digits."""
+    """Each "hmac-sha256:" and 64 hex digits, under the policy's salt."""
     tiers: tuple[str, ...]
     """The first is the default."""
     quality: Quality = Quality.BOUNDED
@@ -150,6 +150,8 @@ class Policy:
     tiers: tuple[TierPolicy, ...]
     valid_s: float
     """How long the node may act on it without hearing from the router."""
+    salt: bytes
+    """Of the key hashes; 16 bytes, this node's alone."""
 
 
 @dataclass(frozen=True, slots=True)

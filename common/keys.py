@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import secrets
 
+_STORED = "sha256:"
 HASH_PATTERN = re.compile(r"sha256:[0-9a-f]{64}")
 """What a stored key looks like."""
 
@@ -17,4 +19,13 @@ def new_key() -> str:
 
 def key_hash(key: str) -> str:
     """The stored form of a key: `sha256:` and 64 hex digits."""
-    return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
+    return _STORED + hashlib.sha256(key.encode()).hexdigest()
+
+
+def salted_hash(salt: bytes, stored: str) -> str:
+    """What an edge node knows of a key whose stored form is given: `hmac-sha256:` and 64 hex digits.
+
+    With another salt it is another hash, so what one node keeps can't be matched against what others keep.
+    """
+    digest = bytes.fromhex(stored.removeprefix(_STORED))
+    return "hmac-sha256:" + hmac.digest(salt, digest, "sha256").hex()

@@ -71,6 +71,11 @@ class LinkSession:
         self._wake = asyncio.Event()
         self._open = False
 
+    @property
+    def failed(self) -> bool:
+        """Whether the session ended with an error; only a new `open` helps."""
+        return self._error is not None
+
     def open(self, frame: Open) -> None:
         """Sends Open with this session's id and the next attempt. Raises Unavailable when the link is down."""
         self._attempt += 1

@@ -166,13 +166,13 @@ def _tenant_to(x: f.TenantPolicy) -> rpb.TenantPolicy:
 def policy_from(pb: rpb.Policy) -> f.Policy:
     """Also read from an edge node's own disk."""
     tiers = tuple(f.TierPolicy(x.name, x.ttft_ms / 1000, x.deadline_ms / 1000) for x in pb.tiers)
-    return f.Policy(tuple(_tenant_from(x) for x in pb.tenants), tiers, pb.valid_ms / 1000)
+    return f.Policy(tuple(_tenant_from(x) for x in pb.tenants), tiers, pb.valid_ms / 1000, pb.salt)
 
 
 def policy_to(x: f.Policy) -> rpb.Policy:
     """Also kept on an edge node's own disk."""
     tiers = [rpb.TierPolicy(name=y.name, ttft_ms=w.ms_to(y.ttft_s), deadline_ms=w.ms_to(y.deadline_s)) for y in x.tiers]
-    return rpb.Policy(tenants=[_tenant_to(y) for y in x.tenants], tiers=tiers, valid_ms=w.ms_to(x.valid_s))
+    return rpb.Policy(tenants=[_tenant_to(y) for y in x.tenants], tiers=tiers, valid_ms=w.ms_to(x.valid_s), salt=x.salt)
 
 
 def _accepted_from(pb: rpb.Accepted) -> f.Accepted:

@@ -6,11 +6,22 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Protocol
 
 from .model import SequenceState
 from .sampling import Picker
 from .units import Borders, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Who wants to know, while a unit is still drafted, that it will be asked about."""
+
+    below: float
+    """Product of the probabilities so far under which that is certain."""
+    tell: Callable[[], None]
+    """Called at most once per unit, on the event loop."""
 
 
 class Draft(Protocol):
@@ -23,13 +34,29 @@ class Draft(Protocol):
     tokens: int
     """Drafted so far."""
 
-    async def unit(self, known: Sequence[int], room: int) -> Unit:
+    async def unit(self, known: Sequence[int], room: int, doubt: Doubt | None = None) -> Unit:
         """The next unit after all known ids (prompt and answer), at most `room` ids long."""
         ...
 
     def close(self) -> None:
         """Gives the KV cache back; safe at any time, any number of times."""
         ...
+
+
+class _Watch:
+    """Tells a doubt as soon as it is one; used on the model's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, doubt: Doubt) -> None:
+        self._loop = loop
+        self._doubt: Doubt | None = doubt
+        self._product = 1.0
+
+    def see(self, probability: float) -> None:
+        """Of the unit's next id."""
+        self._product *= probability
+        if self._doubt and self._product < self._doubt.below:
+            self._loop.call_soon_threadsafe(self._doubt.tell)
+            self._doubt = None
 
 
 class LocalDraft:
@@ -54,10 +81,11 @@ class LocalDraft:
         self._running: asyncio.Future[Unit] | None = None
         self._interrupted = False
 
-    async def unit(self, known: Sequence[int], room: int) -> Unit:
+    async def unit(self, known: Sequence[int], room: int, doubt: Doubt | None = None) -> Unit:
         """The next unit; when cancelled, the thread stops at the next token."""
         loop = asyncio.get_running_loop()
-        self._running = loop.run_in_executor(self._thread, self._unit, known, room)
+        watch = _Watch(loop, doubt) if doubt else None
+        self._running = loop.run_in_executor(self._thread, self._unit, known, room, watch)
         try:
             # Shielded: a cancelled future would be forgotten while the thread still writes to the KV cache.
             return await asyncio.shield(self._running)
@@ -76,7 +104,7 @@ class LocalDraft:
         else:
             self._running.add_done_callback(lambda done: (done.exception(), release(self._state)))
 
-    def _unit(self, known: Sequence[int], room: int) -> Unit:
+    def _unit(self, known: Sequence[int], room: int, watch: _Watch | None) -> Unit:
         """Runs on the model's thread. An interrupted unit is cut short; nobody looks at it."""
         state, started = self._state, time.perf_counter()
         fresh = not state.ids
@@ -86,6 +114,8 @@ class LocalDraft:
         picks = [self._picker.pick(state)]
         ids = [picks[0].id]
         while len(ids) < room and not (self._borders.closes(ids) or self._interrupted):
+            if watch:
+                watch.see(picks[-1].probability)
             state.step(ids[-1])
             picks.append(self._picker.pick(state))
             ids.append(picks[-1].id)

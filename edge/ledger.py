@@ -22,7 +22,7 @@ ALLOWANCE = 4.0 * UNIT_TOKENS
 """B: tokens that may be wrong before anything was earned; four units, so that an answer can begin."""
 
 CLASSES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
-"""The bounds that have accounts; a request's own is rounded down to one. So clients can't open accounts at will."""
+"""The bounds that have accounts. A request's own is rounded down to one: clients can't open accounts at will."""
 
 AUDIT_PROBABILITIES = (0.03, 0.06, 0.12, 0.25, 0.5)
 """Of a coin; the lowest one that the account can afford, or else the audit is certain."""

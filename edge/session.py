@@ -27,7 +27,7 @@ from ..common.frames import CloseReason, RelayFinished, RelayTokens, Verdict
 from ..common.types import Finished, FinishReason, Origin, Quality, Timing, Tokens, Usage
 from .answer import Answer
 from .chooser import Course, prefers_streaming, worthwhile_drafts
-from .drafting import Draft
+from .drafting import Doubt, Draft
 from .tab import Tab
 from .trust import Decision, Trust
 from .units import Unit
@@ -151,9 +151,13 @@ class Session:
         draft = self._draft
         before_s, before = draft.decode_s, draft.tokens
         room = self.answer.room
+        doubt = None
         if self._terms.quality is Quality.EXACT:
             room = min(room, worthwhile_drafts(self._course))
-        unit = await draft.unit(self._prompt_ids + self.answer.ids, room)
+            self._visits.foresee(self.answer)
+        elif self._terms.quality is Quality.BOUNDED:
+            doubt = Doubt(self._trust.threshold(self._terms.delta), lambda: self._visits.foresee(self.answer))
+        unit = await draft.unit(self._prompt_ids + self.answer.ids, room, doubt)
         self._course.pace.edge_step_s.add((draft.decode_s - before_s) / (draft.tokens - before or 1))
         return unit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import os
 import time
@@ -12,12 +13,14 @@ from typing import Any
 
 from ..common.errors import Forbidden, InvalidRequest, Unauthenticated, Unavailable
 from ..common.frames import Policy, TenantPolicy, TierPolicy
-from ..common.keys import key_hash
+from ..common.keys import key_hash, salted_hash
 from ..common.telemetry import get_logger
 from ..common.types import Quality, Request
 
 _log = get_logger()
 _FILE = "policy.json"
+_FORMAT = 2
+"""Of the file; another one is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Tenants:
         self._path = None if state_dir is None else state_dir / _FILE
         self._policy: Policy | None = None
         self._expires_at = 0.0
-        self._owners: dict[str, TenantPolicy] = {}
+        self._owners: list[tuple[bytes, TenantPolicy]] = []
         self._tiers: dict[str, TierPolicy] = {}
         self.known = asyncio.Event()
         """Set once there is a policy."""
@@ -49,6 +52,8 @@ class Tenants:
             return
         try:
             kept = json.loads(self._path.read_text())
+            if kept["format"] != _FORMAT:
+                raise ValueError(f"format {kept['format']!r} is not read here, only {_FORMAT}")
             policy, expires_at = _policy_from(kept["policy"]), float(kept["expires_at"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             _log.warning("policy_unreadable", path=str(self._path), cause=repr(exc))
@@ -78,8 +83,7 @@ class Tenants:
             )
         if not key:
             raise Unauthenticated('no API key; send it as "authorization: Bearer KEY"')
-        # A dictionary of hashes gives nothing away by its timing: who searches it does not know what a guess hashes to.
-        tenant = self._owners.get(key_hash(key))
+        tenant = self._owner(key)
         if tenant is None:
             raise Unauthenticated("this API key is not known here")
         return tenant
@@ -112,6 +116,15 @@ class Tenants:
             deadline_s=tier.deadline_s if request.deadline_s is None else min(request.deadline_s, tier.deadline_s),
         )
 
+    def _owner(self, key: str) -> TenantPolicy | None:
+        """Compares with every hash, each in constant time, so that the time tells nothing of a match or its place."""
+        assert self._policy is not None
+        shown, owner = salted_hash(self._policy.salt, key_hash(key)).encode(), None
+        for known, tenant in self._owners:
+            if hmac.compare_digest(known, shown):
+                owner = tenant
+        return owner
+
     def lowest_tier(self, name: str) -> TierPolicy:
         """The tier of lowest priority that a tenant may use. Raises Unauthenticated when the tenant is withdrawn."""
         open_to = self.by_name(name).tiers
@@ -119,7 +132,7 @@ class Tenants:
 
     def _apply(self, policy: Policy, expires_at: float) -> None:
         self._policy, self._expires_at = policy, expires_at
-        self._owners = {known: tenant for tenant in policy.tenants for known in tenant.key_hashes}
+        self._owners = [(known.encode(), tenant) for tenant in policy.tenants for known in tenant.key_hashes]
         self._tiers = {tier.name: tier for tier in policy.tiers}
         self.known.set()
 
@@ -127,7 +140,8 @@ class Tenants:
         """Writes beside and renames: a crash leaves the old file or the new one. Readable by the owner alone."""
         if self._path is None or self._policy is None:
             return
-        facts = {"expires_at": self._expires_at, "policy": asdict(self._policy)}
+        policy = asdict(self._policy) | {"salt": self._policy.salt.hex()}
+        facts = {"format": _FORMAT, "expires_at": self._expires_at, "policy": policy}
         beside = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +158,7 @@ def _policy_from(facts: dict[str, Any]) -> Policy:
             TenantPolicy(
                 **{
                     **tenant,
-                    "key_hashes": tuple(tenant["key_hashes"]),
+                    "key_hashes": tuple(map(str, tenant["key_hashes"])),
                     "tiers": tuple(tenant["tiers"]),
                     "quality": Quality(tenant["quality"]),
                 }
@@ -153,4 +167,5 @@ def _policy_from(facts: dict[str, Any]) -> Policy:
         ),
         tiers=tuple(TierPolicy(**tier) for tier in facts["tiers"]),
         valid_s=float(facts["valid_s"]),
+        salt=bytes.fromhex(facts["salt"]),
     )

@@ -36,18 +36,18 @@ class Visits:
         self.lost = True
         """Whether the session must be opened before it is used: at the beginning, and after any error."""
         self.prefilled = False
-        """Whether the last visit was the first of its session, so that the cloud had to read the prompt."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether a session was ever opened."""
-        return self._session is not None
+        """Whether the last visit was the first of its session, so that the cloud had to read the prompt for it."""
+        self.begun = False
+        """Whether the cloud was ever asked for something."""
+        self._fresh = True
+        """Whether the session has had no ask yet."""
 
     async def ask(self, answer: Answer, draft_ids: tuple[int, ...], hand_over: bool) -> Verdict | RelayFinished:
         """What the cloud says of a draft that follows all of `answer`."""
-        self.prefilled = self.lost
-        if self.lost:
-            self._open(SessionMode.VERIFY, answer, tell_alone=not self.begun)
+        if self.lost or (self._session is not None and self._session.failed):
+            self._open(SessionMode.VERIFY, answer, tell_alone=self._known == 0)
+        self.begun = True
+        self.prefilled, self._fresh = self._fresh, False
         session = self._session
         assert session is not None
         alone = tuple(answer.ids[self._known :])
@@ -60,9 +60,18 @@ class Visits:
             self._known = len(answer.ids) + verdict.stands + (verdict.next_id is not None)
         return verdict
 
+    def foresee(self, answer: Answer) -> None:
+        """Opens the session before its first ask, so that the cloud reads the prompt while the edge still drafts.
+
+        Does nothing when the session is open already, or can't be opened now: the ask itself will tell.
+        """
+        if self._session is None and self._link.connected:
+            self._open(SessionMode.VERIFY, answer, tell_alone=True)
+
     def generate(self, answer: Answer) -> None:
         """Opens a session in which the cloud finishes the answer."""
         self._open(SessionMode.GENERATE, answer, tell_alone=False)
+        self.begun = True
 
     async def more(self) -> RelayTokens | RelayFinished:
         """What the cloud adds after a hand-over."""
@@ -93,7 +102,7 @@ class Visits:
             )
         )
         self._session, self._known = session, len(delivered)
-        self.lost = False
+        self.lost, self._fresh = False, True
 
     async def _guarded(self, send: Callable[[], None]) -> Verdict | RelayTokens | RelayFinished:
         """Sends, and waits for the answer; any error ends the session."""

@@ -21,7 +21,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def read_config(given: argparse.Namespace) -> MeshConfig:
     """The file's configuration, or the default one, with what the command line says instead. Raises ConfigError."""
-    mesh = load_config(given.config) if given.config else default_mesh()
+    mesh = load_config(given.config, with_secret=True) if given.config else default_mesh(with_secret=True)
     changes = {name: value for name in ("listen", "metrics") if (value := getattr(given, name)) is not None}
     if given.worker is not None:
         changes["workers"] = tuple(filter(None, given.worker.split(",")))

@@ -9,6 +9,7 @@ from ..cache.memory import MemoryStore
 from ..common.clock import Clock
 from ..common.config_types import MeshConfig, TenantConfig
 from ..common.errors import ConfigError, NoWorkers
+from ..common.secret import Secret
 from ..common.telemetry import get_logger
 from .answers import Parts
 from .dispatch import WORKER_GRACE_S, Dispatcher
@@ -33,7 +34,8 @@ class Core:
     """The parts, and the few events that concern several of them."""
 
     def __init__(self, mesh: MeshConfig, clock: Clock) -> None:
-        self.directory = Directory(mesh)
+        self._own_secret: Secret | None = None
+        self.directory = self.directory_of(mesh)
         self.metrics = Metrics(self._snapshot)
         self._listeners: list[Callable[[], None]] = []
         self._node_sessions: Callable[[], dict[str, int]] = dict
@@ -72,6 +74,18 @@ class Core:
     def watch_nodes(self, sessions: Callable[[], dict[str, int]]) -> None:
         """Tells where the metrics find the nodes' sessions."""
         self._node_sessions = sessions
+
+    def directory_of(self, mesh: MeshConfig) -> Directory:
+        """A configuration's directory; without a secret in it, under a random one that lasts as long as this router."""
+        if mesh.secret is not None:
+            return Directory(mesh, mesh.secret)
+        if self._own_secret is None:
+            self._own_secret = Secret.random()
+            _log.info(
+                "mesh_secret_random",
+                detail="no mesh.secret_file: edge nodes get other key hashes from each router and at each start",
+            )
+        return Directory(mesh, self._own_secret)
 
     def check(self, mesh: MeshConfig) -> None:
         """Raises ConfigError for what only a restart can change."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 from ..cache.entry import Entry
@@ -36,7 +36,11 @@ _log = get_logger()
 
 
 class NodeSession:
-    """Runs in a task of its own. Each ask is a job of its own in the schedule: between asks it holds no slot."""
+    """Runs in a task of its own. Each ask is a job of its own in the schedule: between asks it holds no slot.
+
+    An edge node that foresees an ask opens early, without one: then the worker reads the prompt while the node drafts.
+    That is a job too.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,8 @@ class NodeSession:
             shown_bytes=opening.delivered_bytes,
         )
         self._asks: asyncio.Queue[Ask] = asyncio.Queue()
+        self._asking = False
+        """Whether an ask waits for its verdict."""
         self._place: Place | None = None
         self._ticket: Ticket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -86,10 +92,11 @@ class NodeSession:
         """A unit to verify. Raises InvalidRequest where it can't belong to this session."""
         if self._mode is not SessionMode.VERIFY:
             raise InvalidRequest("an ask came for a session that was opened to generate")
-        if not self._asks.empty() or self._ticket is not None:
+        if self._asking:
             raise InvalidRequest("an ask came before the last one was answered")
         if frame.position != len(self._work.ids):
             raise InvalidRequest.field("position", f"is {frame.position}, but {len(self._work.ids)} ids are known here")
+        self._asking = True
         self._asks.put_nowait(frame)
 
     async def _run(self, on_end: Callable[[], None]) -> None:
@@ -115,13 +122,30 @@ class NodeSession:
 
     async def _verify(self) -> None:
         """Ask by ask, until one hands over."""
-        ended = False
-        while not ended:
-            ask = await self._asks.get()
+        ask = await (self._read_ahead() if self._asks.empty() else self._asks.get())
+        while True:
             await self._take_slot(len(ask.alone_ids) + len(ask.draft_ids), hand_over=ask.hand_over)
             before = len(self._work.ids)
             ended = await self._visit(ask)
             self._release_slot(actual_cost(len(ask.alone_ids), max(0, len(self._work.ids) - before)))
+            if ended:
+                return
+            ask = await self._asks.get()
+
+    async def _read_ahead(self) -> Ask:
+        """Has a worker read the prompt before the first ask, which it returns.
+
+        Nobody tells when the prompt was read: the slot is held for as long as that should take, or until the ask.
+        """
+        estimates, ask = self._parts.estimates, None
+        prompt = estimates.prompt_tokens(self._order.request.prompt)
+        await self._take_slot(0, hand_over=False)
+        self._place = await self._parts.dispatcher.place(self._work, SessionMode.VERIFY)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(estimates.ttft_s(prompt)):
+                ask = await self._asks.get()
+        self._release_slot(actual_cost(prompt, 0))
+        return ask or await self._asks.get()
 
     async def _visit(self, ask: Ask) -> bool:
         """Has a draft verified, and the answer finished if it hands over; True when the session is over."""
@@ -130,6 +154,7 @@ class NodeSession:
             self._work.ids += [*ask.alone_ids, *ask.draft_ids[: frame.stands]]
             self._work.ids += [] if frame.next_id is None else [frame.next_id]
             self._work.barren = 0
+            self._asking = ask.hand_over
             self._pass_on(frame)
             if not ask.hand_over:
                 return False

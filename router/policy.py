@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..common.config_types import NodeConfig, TenantConfig
 from ..common.frames import Policy, TenantPolicy, TierPolicy
+from ..common.keys import salted_hash
 from .tenants import Directory
 
 VALID_S = 24 * 3600.0
@@ -14,19 +15,21 @@ RENEW_S = 600.0
 
 
 def policy_for(directory: Directory, node: NodeConfig) -> Policy:
-    """The node's tenants, as far as they exist, and all tiers."""
+    """The node's tenants, as far as they exist, and all tiers; key hashes under a salt that is this node's alone."""
+    salt = directory.secret.policy_salt(node.name)
     tenants = [directory.tenants[name] for name in node.tenants if name in directory.tenants]
     return Policy(
-        tenants=tuple(map(_tenant, tenants)),
+        tenants=tuple(_tenant(tenant, salt) for tenant in tenants),
         tiers=tuple(TierPolicy(tier.name, tier.ttft_s, tier.deadline_s) for tier in directory.mesh.tiers),
         valid_s=VALID_S,
+        salt=salt,
     )
 
 
-def _tenant(tenant: TenantConfig) -> TenantPolicy:
+def _tenant(tenant: TenantConfig, salt: bytes) -> TenantPolicy:
     return TenantPolicy(
         name=tenant.name,
-        key_hashes=tenant.key_hashes,
+        key_hashes=tuple(salted_hash(salt, stored) for stored in tenant.key_hashes),
         tiers=tenant.tiers,
         quality=tenant.quality,
         delta=tenant.delta,

@@ -19,7 +19,6 @@ from .answers import Answers
 from .core import Core
 from .nodes import Nodes
 from .orders import Order, order_of
-from .tenants import Directory
 from .unary import Unary
 
 _log = get_logger()
@@ -54,7 +53,7 @@ class RouterService:
     def reload(self, mesh: MeshConfig) -> None:
         """Puts another configuration in force. Raises ConfigError for what needs a restart; nothing changes then."""
         self._core.check(mesh)
-        directory = Directory(mesh)
+        directory = self._core.directory_of(mesh)
         self._core.reload(directory)
         self._nodes.reload(directory)
 

@@ -8,14 +8,16 @@ from dataclasses import replace
 from ..common.config_types import MeshConfig, NodeConfig, TenantConfig, TierConfig
 from ..common.errors import DeadlineExceeded, Forbidden, InvalidRequest, Unauthenticated
 from ..common.keys import key_hash
+from ..common.secret import Secret
 from ..common.types import Quality, Request
 
 
 class Directory:
     """The tenants, tiers and nodes of one configuration; a reload makes a new one."""
 
-    def __init__(self, mesh: MeshConfig) -> None:
+    def __init__(self, mesh: MeshConfig, secret: Secret) -> None:
         self.mesh = mesh
+        self.secret = secret
         self.tiers: dict[str, TierConfig] = {tier.name: tier for tier in mesh.tiers}
         self.tenants: dict[str, TenantConfig] = {tenant.name: tenant for tenant in mesh.tenants}
         self._nodes = {node.name: node for node in mesh.router.nodes}

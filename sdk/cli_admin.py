@@ -1,4 +1,4 @@
-"""Commands for operators and model owners: config check, keys new, export, bench."""
+"""Commands for operators and model owners: config check, keys new, keys init, export, bench."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ class Bits(IntEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Puts the commands of this file into the application."""
-    config, keys = typer.Typer(help="Work on configuration files."), typer.Typer(help="Make API keys.")
+    config, keys = (
+        typer.Typer(help="Work on configuration files."),
+        typer.Typer(help="Make API keys, and the mesh's secret."),
+    )
     config.command("check")(check_config)
     keys.command("new")(new_api_key)
-    keys.callback()(_group)
+    keys.command("init")(init_secret)
     config.callback()(_group)
     app.add_typer(config, name="config")
     app.add_typer(keys, name="keys")
@@ -42,7 +45,7 @@ def check_config(file: Annotated[Path, typer.Argument(help="The mesh's YAML.")])
     """
     from tiermesh.common.config import load_config
 
-    mesh = load_config(file)
+    mesh = load_config(file, with_secret=True)
     print(f"{file}: good: {len(mesh.tenants)} tenants, {len(mesh.tiers)} tiers, {len(mesh.router.workers)} workers")
 
 
@@ -56,6 +59,24 @@ def new_api_key(tenant: Annotated[str, typer.Argument(help="Who will use the key
     key = new_key()
     print(f"key (shown this once)                   {key}")
     print(f"for tenants.{tenant}.api_keys in the YAML".ljust(40) + key_hash(key))
+
+
+def init_secret(
+    out: Annotated[Path, typer.Option(help="The file to make; one that exists is never overwritten.")] = Path(
+        "mesh.secret"
+    ),
+) -> None:
+    """Make the mesh's secret: 32 random bytes, in a file that its owner alone can read.
+
+    Every router of a mesh needs the same file, named by mesh.secret_file in the YAML; edge nodes and workers need none.
+    It keys the salts under which edge nodes know API keys, so that what one node keeps matches no other node's.
+
+    Example: tiermesh keys init --out mesh.secret
+    """
+    from tiermesh.common.secret import write_secret
+
+    write_secret(out)
+    print(f"{out}: copy it to every router of the mesh, and name it in the YAML as mesh.secret_file")
 
 
 def export(

@@ -138,4 +138,4 @@ def _check_config(config: Path | None) -> None:
     from tiermesh.common.config import load_config
 
     if config is not None:
-        load_config(config)
+        load_config(config, with_secret=True)

@@ -17,7 +17,7 @@ from ..common.model_dir import digests
 from .batches import Batch
 from .checkpoint import load_checkpoint, save_checkpoint
 from .muon import Muon
-from .pretrain import WORK, cloud_config, mixed_batches, prepare, save_model
+from .pretrain import MIXES, WORK, cloud_config, mixed_batches, prepare, save_model
 
 TRUNK = 4
 """Layers shared with the cloud: 4 agree with the cloud on 0.81 of tokens where 2 reach 0.70 (a trial at this size)."""
@@ -71,7 +71,7 @@ def train(cloud: LlamaForCausalLM, exit_head: Exit, work: Path, tokens: int, che
     norms = [parameter for parameter in exit_head.parameters() if parameter.ndim < 2]
     optimizers = [Muon(matrices, lr=PEAK), torch.optim.AdamW(norms, lr=PEAK, weight_decay=0.0)]
     step, seen = load_checkpoint(checkpoint, exit_head, optimizers)
-    pairs = mixed_batches(tokenizer, stream, 2, step)
+    pairs = mixed_batches(tokenizer, stream, MIXES[0][1], 2, step)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as progress:
         bar = progress.add_task("exit", total=tokens, completed=seen)
         while seen < tokens:

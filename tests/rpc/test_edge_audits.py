@@ -143,9 +143,9 @@ async def test_an_unvisited_answer_is_labelled_by_an_audit(models: Path, worker:
         account = mesh.account
         assert (account.shown, account.pending, account.right, account.wrong) == (40, 0, 40 - wrong, wrong)
         assert account.right > 20, "the twin is the worker's own model, quantized"
-        (audit,) = opens
+        # The node may have opened a session for the answer itself, too, and asked nothing there.
+        (audit,) = (frame for frame in opens if frame.request.request_id != answer.request_id)
         assert (audit.request.tier, audit.tenant) == ("batch", "demo"), "the lowest tier of the tenant"
-        assert audit.request.request_id != answer.request_id
         await until(lambda: mesh.of_router("edge_labelled_tokens_total", node="") == 40)
         assert mesh.of_router("edge_alone_tokens_total", node="") == 40
         assert mesh.of_router("edge_wrong_tokens_total", node="") == wrong

@@ -22,7 +22,7 @@ from tiermesh.common.config import default_mesh
 from tiermesh.common.config_types import EdgeConfig
 from tiermesh.common.frames import Policy, TenantPolicy, TierPolicy
 from tiermesh.common.inference_servicer import InferenceServicer
-from tiermesh.common.keys import key_hash
+from tiermesh.common.keys import key_hash, salted_hash
 from tiermesh.common.rpc import RpcServer, channel
 from tiermesh.common.types import Digests, ModelInfo
 from tiermesh.edge.node import EdgeNode
@@ -32,14 +32,23 @@ from tiermesh.edge.tenants import Tenants
 NOWHERE = "127.0.0.1:9"
 """The discard port: nothing listens there."""
 
+SALT = bytes(range(16))
+
+
+def known(key: str) -> str:
+    """What a policy says of a key."""
+    return salted_hash(SALT, key_hash(key))
+
+
 TIERS = (TierPolicy("standard", 0.2, 30.0), TierPolicy("realtime", 0.05, 5.0), TierPolicy("batch", 1.0, 600.0))
 POLICY = Policy(
     tenants=(
-        TenantPolicy("demo", (key_hash("demo-key"),), ("standard", "realtime"), Quality.EDGE, degraded_allowed=True),
-        TenantPolicy("strict", (key_hash("strict-key"),), ("standard",), Quality.BOUNDED),
+        TenantPolicy("demo", (known("demo-key"),), ("standard", "realtime"), Quality.EDGE, degraded_allowed=True),
+        TenantPolicy("strict", (known("strict-key"),), ("standard",), Quality.BOUNDED),
     ),
     tiers=TIERS,
     valid_s=1000.0,
+    salt=SALT,
 )
 
 
@@ -150,7 +159,7 @@ async def test_the_second_time_comes_from_the_cache(client: AsyncClient, service
 
 
 async def test_tenants_do_not_share_the_cache(edge_dir: Path) -> None:
-    two = tuple(replace(POLICY.tenants[0], name=n, key_hashes=(key_hash(n),)) for n in ("one", "two"))
+    two = tuple(replace(POLICY.tenants[0], name=n, key_hashes=(known(n),)) for n in ("one", "two"))
     async with (
         serving(edge_dir, replace(POLICY, tenants=two)) as service,
         client_of(service, "one") as one,
@@ -241,9 +250,9 @@ async def slow(edge_dir: Path) -> AsyncIterator[EdgeService]:
                 draft = await opened()
                 unit = draft.unit
 
-                async def held(known, room):
+                async def held(known, room, doubt):
                     await gate.wait()
-                    return await unit(known, room)
+                    return await unit(known, room, doubt)
 
                 draft.unit = held
                 return draft

@@ -17,7 +17,7 @@ from tiermesh import AsyncClient, Origin, Quality, Retry
 from tiermesh.common.config import default_mesh
 from tiermesh.common.frames import Open, Policy, TenantPolicy, TierPolicy
 from tiermesh.common.inference_servicer import InferenceServicer
-from tiermesh.common.keys import key_hash
+from tiermesh.common.keys import key_hash, salted_hash
 from tiermesh.common.rpc import RpcServer, channel
 from tiermesh.edge.chooser import Pace
 from tiermesh.edge.node import EdgeNode
@@ -25,8 +25,9 @@ from tiermesh.edge.service import EdgeService
 from tiermesh.edge.trust import Decision, Trust
 from tiermesh.edge.units import UNIT_TOKENS, Unit
 
-TENANT = TenantPolicy("demo", (key_hash("demo-key"),), ("standard",), Quality.EDGE)
-POLICY = Policy((TENANT,), (TierPolicy("standard", 0.2, 30.0),), valid_s=1000.0)
+SALT = bytes(range(16))
+TENANT = TenantPolicy("demo", (salted_hash(SALT, key_hash("demo-key")),), ("standard",), Quality.EDGE)
+POLICY = Policy((TENANT,), (TierPolicy("standard", 0.2, 30.0),), valid_s=1000.0, salt=SALT)
 PROMPTS = ["dim the kitchen lights", "turn the heating down\n", "def read(path):\n", '[{"device"', "for name"]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tiermesh.common.errors import ConfigError, InvalidRequest, TiermeshError, Unauthenticated, Unavailable
 from tiermesh.common.frames import (
+    PROTOCOL_VERSION,
     Ask,
     Close,
     CloseReason,
@@ -215,7 +216,7 @@ async def test_a_frame_that_means_nothing_fails_its_session(place: Place) -> Non
         await call.write(
             relay_pb2.RelayRequest(
                 frames=[
-                    relay_pb2.UpFrame(hello=relay_pb2.Hello(protocol_version=1, name="x")),
+                    relay_pb2.UpFrame(hello=relay_pb2.Hello(protocol_version=PROTOCOL_VERSION, name="x")),
                     relay_pb2.UpFrame(open=relay_pb2.Open(session=9, attempt=1, mode=99)),
                 ]
             )
@@ -236,7 +237,7 @@ async def test_another_protocol_version_is_refused_by_name(place: Place) -> None
         with pytest.raises(grpc.RpcError) as caught:
             await ended(call)
         assert isinstance(from_rpc_error(caught.value), InvalidRequest)
-        assert "version 1" in from_rpc_error(caught.value).message
+        assert f"version {PROTOCOL_VERSION}" in from_rpc_error(caught.value).message
 
 
 async def test_a_port_in_use_is_refused_by_name(place: Place) -> None:

@@ -207,7 +207,7 @@ class Hello(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DIGESTS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
-    """Required. 1."""
+    """Required. 2."""
     name: _builtins.str
     """Required. Name of the node or router that calls."""
     @_builtins.property
@@ -503,7 +503,7 @@ class TenantPolicy(_message.Message):
     cache_ttl_ms: _builtins.int
     @_builtins.property
     def key_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"sha256:" and 64 hex digits."""
+        """"hmac-sha256:" and 64 hex digits: HMAC-SHA256(the policy's salt, SHA-256(key))."""
 
     @_builtins.property
     def tiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -538,8 +538,11 @@ class Policy(_message.Message):
     TENANTS_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
     VALID_MS_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
     valid_ms: _builtins.int
     """How long the node may act on it without hearing from the router."""
+    salt: _builtins.bytes
+    """Required. Of the key hashes; 16 bytes, this node's alone."""
     @_builtins.property
     def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantPolicy]: ...
     @_builtins.property
@@ -550,10 +553,11 @@ class Policy(_message.Message):
         tenants: _abc.Iterable[Global___TenantPolicy] | None = ...,
         tiers: _abc.Iterable[Global___TierPolicy] | None = ...,
         valid_ms: _builtins.int = ...,
+        salt: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenants", b"tenants", "tiers", b"tiers", "valid_ms", b"valid_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["salt", b"salt", "tenants", b"tenants", "tiers", b"tiers", "valid_ms", b"valid_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

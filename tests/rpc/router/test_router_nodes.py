@@ -23,7 +23,7 @@ from tiermesh.common.frames import (
     UsageReport,
     Verdict,
 )
-from tiermesh.common.keys import key_hash
+from tiermesh.common.keys import key_hash, salted_hash
 from tiermesh.common.relay_link import LinkEvents, LinkSession, RelayLink
 from tiermesh.common.types import Origin, Quality, Request, Sampling
 
@@ -87,8 +87,9 @@ async def test_a_node_hears_what_it_may_do(toy: Any, start_worker: Any, start_ro
     router = await start_router(await start_worker(), nodes=nodes, tenants=(toy.tenant("demo"), toy.tenant("acme")))
     node = await start_node(router, key="node-key")
     await toy.until(lambda: bool(node.policies))
-    (told,) = node.policies[0].tenants
-    assert (told.name, told.key_hashes) == ("demo", (key_hash("demo-key"),))
+    (told,), salt = node.policies[0].tenants, node.policies[0].salt
+    assert (told.name, told.key_hashes) == ("demo", (salted_hash(salt, key_hash("demo-key")),))
+    assert len(salt) == 16
     assert [tier.name for tier in node.policies[0].tiers] == ["realtime", "standard", "batch"]
     assert node.link.welcome is not None
     assert [model.id for model in node.link.welcome.models] == ["toy"]

@@ -36,16 +36,19 @@ class SchedulerFuzz(RuleBasedStateMachine):
     @rule(prompt=st.integers(1, 150), job=st.sampled_from(Job))
     def arrive(self, prompt: int, job: Job) -> None:
         self.number += 1
-        new = sequence(self.number, job, prompt, answer=24)
-        (self.scheduler.park if job is Job.VERIFY else self.scheduler.add)(new)
+        self.scheduler.add(sequence(self.number, job, prompt, answer=24))
 
-    @precondition(lambda self: self.scheduler.idle)
+    def _askable(self) -> list[Sequence]:
+        return [s for s in self._alive() if s.job is Job.VERIFY and not s.asked]
+
+    @precondition(lambda self: self._askable())
     @rule(data=st.data(), alone=st.integers(0, 9), draft=st.integers(0, 16))
     def ask(self, data: st.DataObject, alone: int, draft: int) -> None:
-        chosen = data.draw(st.sampled_from(self.scheduler.idle))
+        chosen = data.draw(st.sampled_from(self._askable()))
         if chosen.answer_length + alone + draft <= chosen.max_tokens:
             chosen.ask(range(alone), range(draft))
-            self.scheduler.add(chosen)
+            if chosen.state is State.IDLE:
+                self.scheduler.add(chosen)
 
     @precondition(lambda self: self._alive())
     @rule(data=st.data())
@@ -82,11 +85,15 @@ class SchedulerFuzz(RuleBasedStateMachine):
             done.choices.clear()
             if done.answer_length >= done.max_tokens:
                 self.scheduler.remove(done)
+        elif not done.asked:
+            assert wanted == 0, "who reads ahead wants no choices"
+            self.scheduler.rest(done, self.steps)
         else:
             assert wanted == len(done.draft) + 1
             kept = random.Random(self.steps).randint(done.alone, len(done.draft))
             done.tokens += [*done.draft[:kept], 1]
             done.draft.clear()
+            done.asked = False
             done.choices.clear()
             done.computed = len(done.tokens) - 1
             self.scheduler.rest(done, self.steps)
@@ -158,8 +165,6 @@ def test_idle_sessions_lose_their_kv_before_anybody_is_preempted() -> None:
     scheduler = Scheduler(BlockPool(4, 16), 4, 64)
     sessions = [sequence(i, Job.VERIFY, 16) for i in (1, 2)]
     for now, session in enumerate(sessions):
-        scheduler.park(session)
-        session.ask((), ())
         scheduler.add(session)
         (work,) = scheduler.plan()
         session.computed += work.count
@@ -168,3 +173,24 @@ def test_idle_sessions_lose_their_kv_before_anybody_is_preempted() -> None:
     assert len(scheduler.plan()) == 1
     assert [len(s.blocks) for s in sessions] == [0, 1]
     assert scheduler.preemptions == 0
+
+
+def test_a_session_reads_all_but_the_last_token_ahead_and_an_ask_joins_midway() -> None:
+    scheduler = Scheduler(BlockPool(16, 16), 4, 10)
+    session = sequence(1, Job.VERIFY, 24)
+    scheduler.add(session)
+    (work,) = scheduler.plan()
+    assert (work.count, work.wanted) == (10, 0)
+    session.computed += work.count
+    session.ask((), (7, 8))
+    counts = []
+    while session.pending:
+        (work,) = scheduler.plan()
+        counts.append((work.count, work.wanted))
+        session.computed += work.count
+    assert counts == [(10, 0), (6, 3)]
+    unasked, single = sequence(2, Job.VERIFY, 24), sequence(3, Job.VERIFY, 1)
+    unasked.computed = 23
+    assert not unasked.pending
+    scheduler.add(single)
+    assert single.state is State.IDLE

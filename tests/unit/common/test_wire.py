@@ -73,6 +73,7 @@ DOWN_FRAMES = st.one_of(
         st.lists(TENANTS, max_size=2).map(tuple),
         st.lists(st.builds(f.TierPolicy, TEXT, SECONDS, SECONDS), max_size=2).map(tuple),
         SECONDS,
+        st.binary(max_size=16),
     ),
     st.builds(f.Accepted, U64, U32, U32, TEXT, TEXT),
     st.builds(f.RelayTokens, U64, U32, U32, IDS, TEXT, LOGPROBS, st.sampled_from(t.Origin)),

@@ -21,7 +21,7 @@ from tiermesh.common.errors import (
     Unavailable,
 )
 from tiermesh.common.frames import Policy, TenantPolicy, TierPolicy
-from tiermesh.common.keys import key_hash
+from tiermesh.common.keys import key_hash, salted_hash
 from tiermesh.common.types import Digests, ModelInfo, Quality, Request
 from tiermesh.edge.admission import Admission
 from tiermesh.edge.artifact import Architecture
@@ -239,8 +239,9 @@ def test_admission_never_loses_a_place(moves: list[str]) -> None:
 
 
 TIERS = (TierPolicy("fast", 0.05, 5.0), TierPolicy("slow", 1.0, 60.0), TierPolicy("other", 1.0, 60.0))
-DEMO = TenantPolicy("demo", (key_hash("demo-key"),), ("slow", "fast"))
-POLICY = Policy((DEMO,), TIERS, valid_s=100.0)
+SALT = bytes(range(16))
+DEMO = TenantPolicy("demo", (salted_hash(SALT, key_hash("demo-key")),), ("slow", "fast"))
+POLICY = Policy((DEMO,), TIERS, valid_s=100.0, salt=SALT)
 
 
 def test_keys_are_checked_against_the_policy(tmp_path: Path) -> None:
@@ -263,7 +264,9 @@ def test_the_policy_survives_a_restart_until_it_expires(tmp_path: Path, monkeypa
     state_dir = tmp_path / "state"
     Tenants(state_dir).replace(POLICY)
     assert stat.S_IMODE((state_dir / "policy.json").stat().st_mode) == 0o600
-    assert "demo-key" not in (state_dir / "policy.json").read_text()
+    kept = (state_dir / "policy.json").read_text()
+    assert "demo-key" not in kept
+    assert key_hash("demo-key").removeprefix("sha256:") not in kept
     restarted = Tenants(state_dir)
     restarted.restore()
     assert restarted.authenticate("demo-key") == DEMO
@@ -273,11 +276,37 @@ def test_the_policy_survives_a_restart_until_it_expires(tmp_path: Path, monkeypa
         restarted.authenticate("demo-key")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"expires_at": 1, "policy": {"tenants": [{}]}}', "\x00"])
-def test_a_broken_state_file_is_ignored(tmp_path: Path, content: str) -> None:
-    (tmp_path / "policy.json").write_text(content)
-    tenants = Tenants(tmp_path)
+BROKEN = {
+    "of before": {"format": None},
+    "of later": {"format": 3},
+    "salt": {"policy": {"salt": "no hex"}},
+    "no salt": {"policy": {"salt": None}},
+    "tenants": {"policy": {"tenants": [{}]}},
+    "expiry": {"expires_at": "soon"},
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_state_file_of_another_form_is_ignored(
+    tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Tenants(tmp_path).replace(POLICY)
+    facts, wrong = json.loads((tmp_path / "policy.json").read_text()), BROKEN[fault]
+    policy = facts["policy"] | wrong.get("policy", {})
+    ignored(tmp_path, json.dumps(facts | wrong | {"policy": policy}), capsys)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "\x00"])
+def test_a_broken_state_file_is_ignored(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ignored(tmp_path, content, capsys)
+
+
+def ignored(folder: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "policy.json").write_text(content)
+    tenants = Tenants(folder)
+    capsys.readouterr()
     tenants.restore()
+    assert "policy_unreadable" in "".join(capsys.readouterr())
     with pytest.raises(Unavailable):
         tenants.authenticate("demo-key")
 

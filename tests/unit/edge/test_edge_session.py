@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiermesh.common.detokenize import Detokenizer
-from tiermesh.common.errors import DeadlineExceeded, NoWorkers, TiermeshError, Unavailable
+from tiermesh.common.errors import DeadlineExceeded, NoWorkers, Overloaded, TiermeshError, Unavailable
 from tiermesh.common.frames import (
     Accepted,
     Ask,
@@ -34,6 +34,7 @@ from tiermesh.common.relay_link import RelayLink
 from tiermesh.common.types import Digests, Finished, FinishReason, ModelInfo, Origin, Quality, Request, Tokens, Usage
 from tiermesh.edge.answer import Answer
 from tiermesh.edge.chooser import Course, Pace
+from tiermesh.edge.drafting import Doubt
 from tiermesh.edge.ledger import Account, Cause
 from tiermesh.edge.session import Session, Terms
 from tiermesh.edge.tab import Tab
@@ -132,12 +133,13 @@ class CloudLink(RelayLink):
             self.opens.append(frame)
             self._ids[frame.session] = list(frame.delivered_ids)
             if self.refuse is not None:
+                del self._ids[frame.session]
                 self._take(SessionError(frame.session, frame.attempt, self.refuse))
                 return
             self._take(Accepted(frame.session, frame.attempt))
             if frame.mode is SessionMode.GENERATE:
                 self._generate(frame.session, frame.attempt)
-        elif isinstance(frame, Ask):
+        elif isinstance(frame, Ask) and frame.session in self._ids:
             self.asks.append(frame)
             self._verify(frame)
 
@@ -195,7 +197,9 @@ class ScriptedDraft:
     delay: asyncio.Event | None = None
     known: list[list[int]] = field(default_factory=list)
 
-    async def unit(self, known: Sequence[int], room: int) -> Unit:
+    async def unit(self, known: Sequence[int], room: int, doubt: Doubt | None = None) -> Unit:
+        if doubt and self.confidence < 1.0:
+            doubt.tell()
         if self.delay is not None:
             await self.delay.wait()
         assert room >= 1
@@ -480,6 +484,42 @@ async def test_no_workers_comes_up_as_it_is() -> None:
     assert len(parts.link.opens) == 1
 
 
+@pytest.mark.parametrize(("quality", "confidence"), [(Quality.EXACT, 1.0), (Quality.BOUNDED, 0.0)])
+async def test_the_cloud_hears_of_an_ask_while_it_is_drafted(quality: Quality, confidence: float) -> None:
+    parts = await long_answer(quality=quality, confidence=confidence)
+    parts.draft.delay = asyncio.Event()
+    async with running(parts) as task:
+        await until(lambda: len(parts.link.opens) == 1)
+        assert not parts.link.asks
+        parts.draft.delay.set()
+        await task
+    assert len(parts.link.opens) == 1
+
+
+async def test_who_will_not_ask_opens_nothing() -> None:
+    parts = await long_answer(quality=Quality.BOUNDED, confidence=1.0)
+    await finish(parts)
+    assert not parts.link.opens
+
+
+@pytest.mark.parametrize("broken", [True, False])
+async def test_a_session_lost_before_its_first_ask_is_opened_anew(broken: bool) -> None:
+    parts = await long_answer(quality=Quality.BOUNDED, confidence=0.0)
+    parts.draft.delay = asyncio.Event()
+    parts.link.refuse = None if broken else Overloaded("full", retry_after_s=1.0)
+    async with running(parts) as task:
+        await until(lambda: len(parts.link.opens) == 1)
+        await asyncio.sleep(0)
+        if broken:
+            parts.link._break()
+        parts.link.refuse = None
+        await until(lambda: parts.link.connected)
+        parts.draft.delay.set()
+        await task
+    assert [opening.attempt for opening in parts.link.opens] == [1, 2]
+    assert not parts.session.answer.degraded
+
+
 async def test_a_stream_that_does_not_heal_ends_in_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tiermesh.edge.session.RESUME_WAIT_S", 0.05)
     parts = await long_answer()
@@ -525,7 +565,7 @@ async def test_the_deadline_ends_it_wherever_it_is(where: str) -> None:
     with pytest.raises(DeadlineExceeded):
         await parts.session.run()
     assert parts.draft.closed == 1
-    await until(lambda: [close.reason for close in parts.link.closes] == [CloseReason.DEADLINE] * (where == "ask"))
+    await until(lambda: [close.reason for close in parts.link.closes] == [CloseReason.DEADLINE])
 
 
 async def test_cancelling_closes_upstream_and_gives_the_kv_cache_back() -> None:

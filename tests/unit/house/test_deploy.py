@@ -131,8 +131,20 @@ def test_each_service_has_its_own_secret_alone(compose: dict[str, Any], keys: di
             if keys[secret] in service.get("environment", {}).values()
         }
         assert holders == owners, secret
-    for name in owners:
+    for name in secrets["WORKER_TOKEN"]:
         assert config_of(compose, name).router.worker_token == keys["WORKER_TOKEN"]
+
+
+def test_the_router_alone_is_handed_the_meshs_secret(compose: dict[str, Any], keys: dict[str, str]) -> None:
+    assert {name for name, service in compose["services"].items() if "secrets" in service} == {"router"}
+    router, handed = compose["services"]["router"], compose["secrets"]["mesh"]["file"]
+    assert router["secrets"] == ["mesh"]
+    assert router["environment"]["TIERMESH_MESH__SECRET_FILE"] == "/run/secrets/mesh"
+    state = Path(handed).stat()
+    assert router["group_add"] == [str(state.st_gid)]
+    assert stat.S_IMODE(state.st_mode) == 0o640
+    environ = router["environment"] | {"TIERMESH_MESH__SECRET_FILE": handed}
+    assert load_config(DEPLOY / "mesh.yaml", environ, with_secret=True).secret is not None
 
 
 def test_keys_are_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
@@ -145,7 +157,9 @@ def test_keys_are_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
     assert again.returncode == 1
     assert "exists" in again.stderr
     assert file.read_text() == first
-    assert "/deploy/.env" in (ROOT / ".gitignore").read_text().splitlines()
+    file.unlink()
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 1
+    assert {"/deploy/.env", "mesh.secret"} <= set((ROOT / ".gitignore").read_text().splitlines())
 
 
 @pytest.mark.parametrize("service", sorted(set(SERVICES.values())))

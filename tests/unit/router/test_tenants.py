@@ -9,12 +9,14 @@ import pytest
 from tiermesh.common.config import MeshConfig, NodeConfig, default_mesh
 from tiermesh.common.errors import DeadlineExceeded, Forbidden, InvalidRequest, Unauthenticated
 from tiermesh.common.keys import key_hash
+from tiermesh.common.secret import Secret
 from tiermesh.common.types import ChatMessage, Quality, Request
 from tiermesh.router.estimates import Decayed, DrainRate, Estimates, RunningMedian
 from tiermesh.router.policy import policy_for
 from tiermesh.router.tenants import Directory, stricter
 
 REQUEST = Request("x", 8)
+SECRET = Secret(bytes(32))
 
 
 def mesh(**changes: object) -> MeshConfig:
@@ -25,7 +27,7 @@ def mesh(**changes: object) -> MeshConfig:
 
 def test_a_request_gets_its_tenants_defaults() -> None:
     base = mesh(delta=0.02)
-    clamped = Directory(base).clamp(REQUEST, base.tenants[0])
+    clamped = Directory(base, SECRET).clamp(REQUEST, base.tenants[0])
     assert (clamped.tier, clamped.deadline_s, clamped.quality, clamped.delta) == (
         "standard",
         30.0,
@@ -50,7 +52,7 @@ def test_quality_is_tightened_never_loosened(own: Quality, asked: Quality | None
 
 def test_deadline_and_delta_are_tightened_never_loosened() -> None:
     base = mesh(delta=0.05)
-    directory, tenant = Directory(base), base.tenants[0]
+    directory, tenant = Directory(base, SECRET), base.tenants[0]
     loose = directory.clamp(replace(REQUEST, deadline_s=1e6, delta=0.5), tenant)
     assert (loose.deadline_s, loose.delta) == (30.0, 0.05)
     tight = directory.clamp(replace(REQUEST, deadline_s=2.0, delta=0.01, tier="batch"), tenant)
@@ -63,7 +65,7 @@ def test_deadline_and_delta_are_tightened_never_loosened() -> None:
 
 def test_tiers_must_exist_and_be_allowed() -> None:
     base = mesh(tiers=("batch",))
-    directory = Directory(base)
+    directory = Directory(base, SECRET)
     assert directory.tier("", base.tenants[0]).name == "batch"
     with pytest.raises(Forbidden):
         directory.tier("realtime", base.tenants[0])
@@ -73,15 +75,15 @@ def test_tiers_must_exist_and_be_allowed() -> None:
 
 def test_nodes_need_their_own_credential_once_any_is_named() -> None:
     base = mesh()
-    assert Directory(base).node("any", "").tenants == ("demo",)
+    assert Directory(base, SECRET).node("any", "").tenants == ("demo",)
     nodes = (NodeConfig("shop", key_hash("secret"), ("demo", "gone")),)
-    closed = Directory(replace(base, router=replace(base.router, nodes=nodes)))
+    closed = Directory(replace(base, router=replace(base.router, nodes=nodes)), SECRET)
     shop = closed.node("shop", "secret")
     assert [tenant.name for tenant in policy_for(closed, shop).tenants] == ["demo"]
     for name, credential in (("shop", ""), ("shop", "wrong"), ("other", "secret"), ("other", "")):
         with pytest.raises(Unauthenticated):
             closed.node(name, credential)
-    beyond = Directory(replace(base, insecure=True, router=replace(base.router, listen="0.0.0.0:1")))
+    beyond = Directory(replace(base, insecure=True, router=replace(base.router, listen="0.0.0.0:1")), SECRET)
     with pytest.raises(Unauthenticated):
         beyond.node("any", "")
 
