@@ -63,12 +63,18 @@ class Watch:
         if self.standing is Standing.GOOD:
             self._watch(self._excess(wrong, tokens))
 
-    def withheld(self, wrong: int, tokens: int) -> None:
-        """A label of a unit that the score trusted and the cloud was asked about all the same."""
-        if self.standing is Standing.GOOD:
-            self._watch(self._excess(wrong, tokens))
+    def withheld(self, drafted: int, stands: int) -> None:
+        """A label of a unit that the score trusted and the cloud was asked about all the same.
+
+        Behind the first id that doesn't stand nothing is known. Against trust that is left out, for trust it counts as
+        wrong: tokens of a unit fail together.
+        """
+        if self.standing is not Standing.GOOD:
+            self._prove(self._excess(drafted - stands, drafted))
+        elif stands < drafted:
+            self._watch(self._excess(1, stands + 1))
         else:
-            self._prove(self._excess(wrong, tokens))
+            self._watch(self._excess(0, drafted))
 
     def turn(self, standing: Standing) -> None:
         """Another standing; its test begins anew."""

@@ -100,10 +100,10 @@ class Account:
         self.watch.shown(wrong, tokens)
         self._review()
 
-    def verified(self, wrong: int, tokens: int) -> None:
-        """The cloud's word on a trusted unit that was withheld: of `tokens` that it checked, `wrong` did not stand."""
-        self.withheld += tokens
-        self.watch.withheld(wrong, tokens)
+    def verified(self, drafted: int, stands: int) -> None:
+        """The cloud's word on a trusted unit that was withheld: it checks up to the first id that doesn't stand."""
+        self.withheld += min(stands + 1, drafted)
+        self.watch.withheld(drafted, stands)
         self._review()
 
     def audit_probability(self, tokens: int) -> float:

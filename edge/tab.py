@@ -56,10 +56,9 @@ class Tab:
             self.touch()
 
     def verified(self, drafted: int, stands: int) -> None:
-        """The cloud's verdict on a withheld unit: it checked up to the first id that doesn't stand."""
+        """The cloud's verdict on a withheld unit."""
         if self.account is not None:
-            wrong = int(stands < drafted)
-            self.account.verified(wrong, stands + wrong)
+            self.account.verified(drafted, stands)
             self.touch()
 
     def touch(self) -> None:

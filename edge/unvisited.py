@@ -27,7 +27,7 @@ from functools import lru_cache
 EPSILON = 0.05
 """The bound may fail with this probability, over the whole life of an account."""
 
-_SCALES = tuple(2.0 ** (-k / 2) for k in range(8, 29))
+_SCALES: tuple[float, ...] = tuple(2.0 ** (-k / 2) for k in range(8, 29))
 """κ per token: from answers of a few tokens that are nearly all audited to 500 tokens audited at 3 %."""
 
 _CONFIDENCE = math.log(len(_SCALES) / EPSILON)
@@ -47,11 +47,12 @@ class Unvisited:
     """Σ θ_j ξ_j w_j for each scale."""
 
     def foreseen(self, tokens: int, probability: float) -> float:
-        """What the labels alone will bound the wrong tokens by if one more remainder is left to such a coin, and isn't
-        picked. Known before the coin falls."""
-        weights = zip(_weights(tokens, probability), self.costs, _SCALES, strict=True)
-        full = (cost + scale * tokens * (weight is None) for weight, cost, scale in weights)
-        return min((cost + _CONFIDENCE) / scale for cost, scale in zip(full, _SCALES, strict=True))
+        """The bound that labels give now by those scales that such a coin can serve: what leaving remainders of this
+        length to it costs before they have been seen to be wrong. Known before the coin falls."""
+        served = zip(_weights(tokens, probability), self.costs, _SCALES, strict=True)
+        return min(
+            ((cost + _CONFIDENCE) / scale for weight, cost, scale in served if weight is not None), default=math.inf
+        )
 
     def leave(self, tokens: int, probability: float, picked: bool) -> None:
         """A remainder whose coin has fallen. The bound grows by its tokens at most: that is the worst they can be."""

@@ -241,10 +241,32 @@ async def test_usage_of_nodes_counts_against_limits(
 ) -> None:
     router = await start_router(await start_worker(), tenants=(toy.tenant("demo", tokens_per_minute=100),))
     node = await start_node(router)
-    report = UsageReport("r", "demo", "standard", prompt_tokens=50, edge_tokens=60, cloud_tokens=10, alone=3, asks=1)
+    report = UsageReport(
+        "r", "demo", "standard", prompt_tokens=50, edge_tokens=60, cloud_tokens=10, alone=3, asks=1, alone_tokens=40
+    )
     node.link.report(report)
     node.link.report(replace(report, tenant="nobody"))
     await toy.until(lambda: router.sample("edge_units_total", decision="alone") == 3)
     assert router.sample("tokens_total", origin="edge") == 60
+    assert router.sample("edge_alone_tokens_total", node="") == 40
     with pytest.raises(QuotaExceeded, match="tokens_per_minute"):
         await node.open(SessionMode.GENERATE).receive()
+
+
+async def test_reports_of_audits_bill_nobody_and_name_configured_nodes(
+    toy: Any, start_worker: Any, start_router: Any, start_node: Any
+) -> None:
+    nodes = (NodeConfig("shop", key_hash("node-key"), ("demo",)),)
+    tenants = (toy.tenant("demo", requests_per_minute=1, tokens_per_minute=10),)
+    router = await start_router(await start_worker(), nodes=nodes, tenants=tenants)
+    node = await start_node(router, key="node-key")
+    report = UsageReport("r", "demo", "standard", audits=2, audits_lost=1, wrong_tokens=3, labelled_tokens=20)
+    for _ in range(3):
+        node.link.report(replace(report, audit_tokens=100))
+    await toy.until(lambda: router.sample("edge_audit_tokens_total", node="shop") == 300)
+    assert router.sample("edge_wrong_tokens_total", node="shop") == 9
+    assert router.sample("edge_labelled_tokens_total", node="shop") == 60
+    assert router.sample("edge_audits_total", node="shop", outcome="labelled") == 3
+    assert router.sample("edge_audits_total", node="shop", outcome="lost") == 3
+    got = [frame async for frame in frames(node.open(SessionMode.GENERATE)) if isinstance(frame, RelayTokens)]
+    assert got, "the tenant's one request of this minute is still there"

@@ -48,7 +48,7 @@ from tiermesh.edge.calibration import CLASSES, Calibration, ClassCalibration, Sc
 from tiermesh.edge.chooser import Course, Pace
 from tiermesh.edge.drafting import Doubt
 from tiermesh.edge.features import FEATURES
-from tiermesh.edge.ledger import Account
+from tiermesh.edge.ledger import Account, Cause
 from tiermesh.edge.risk import Step
 from tiermesh.edge.session import Session, Terms
 from tiermesh.edge.tab import Tab
@@ -386,8 +386,21 @@ def test_bounded_answers_end_where_they_should(salt, skill, confidence, max_toke
         assert finished.usage.alone == decisions[Decision.ALONE]
         assert finished.usage.asks == len(parts.link.asks) == decisions[Decision.ASK] + decisions[Decision.HAND_OVER]
         assert not any(tokens.degraded for tokens in parts.shown)
+        tab, account = parts.session.tab, parts.session.tab.account
+        assert account is not None
+        alone = [i for i, token in enumerate(origins(parts)) if token is Origin.EDGE]
+        left = tab.close()
+        assert set(left) <= {*alone, len(parts.ids)}
+        assert tab.shown == account.shown == tab.labelled + len(left)
+        assert account.pending == len(left)
+        wrong = sum(next_id(salt, parts.ids[:i]) != parts.ids[i] for i in alone if i not in left)
+        assert (account.wrong, account.right) == (wrong, tab.labelled - wrong)
 
     asyncio.run(body())
+
+
+def origins(parts: Bench) -> list[Origin]:
+    return [tokens.origin for tokens in parts.shown for _ in tokens.ids]
 
 
 async def long_answer(**terms: object) -> Bench:
@@ -412,6 +425,27 @@ async def test_alone_ids_travel_with_the_next_ask_and_come_back_labelled() -> No
     assert asked, "the seed must give an ask after a unit shown alone"
     assert parts.session.tab.labelled == sum(len(ask.alone_ids) for ask in parts.link.asks)
     assert parts.session.tab.wrong < parts.session.tab.labelled
+
+
+async def test_a_ledger_without_room_asks_and_learns_from_it() -> None:
+    account = Account(0.05, allowance=0.0)
+    parts = await long_answer(quality=Quality.BOUNDED, skill=0.9, confidence=1.0, account=account)
+    await finish(parts)
+    ids, text, _ = parts.link.ending.whole(parts.link.salt)
+    assert (parts.ids, parts.text) == (ids, text), "every unit was verified"
+    assert parts.session.tab.withheld[Cause.LEDGER] == len(parts.link.asks) > 1
+    assert account.withheld > 0
+    assert account.shown == account.pending == 0
+
+
+async def test_degraded_units_are_no_matter_of_the_ledger() -> None:
+    account = Account(0.05, allowance=0.0)
+    parts = await long_answer(quality=Quality.BOUNDED, confidence=1.0, may_degrade=True, account=account)
+    parts.link._down()
+    await finish(parts)
+    assert parts.shown
+    assert all(tokens.degraded for tokens in parts.shown)
+    assert account.shown == parts.session.tab.shown == 0
 
 
 async def test_hand_over_streams_the_rest_and_gives_the_kv_cache_back() -> None:
