@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..common.errors import ConfigError, TiermeshError
+from ..common.errors import ConfigError, InvalidRequest, TiermeshError
 from ..common.rpc import channel
 from .calibration import CLASSES, Calibration, SamplingClass
 from .calibration_file import write_calibration
@@ -35,6 +36,7 @@ class Job:
     cloud: str
     """host:port of a router, a worker or an edge node."""
     key: str
+    """From TIERMESH_API_KEY: a command line is everybody's to read."""
     prompts: Path
     plan: Plan
     threads: int
@@ -67,8 +69,10 @@ async def run(job: Job) -> tuple[Calibration, dict[str, list[Units]]]:
         async with channel(job.cloud) as mesh:
             served = await served_model(mesh, job.key, decoder.artifact.digests)
             labeller = ScoreLabeller(mesh, job.key, served.id)
+            answers = len(job.plan.classes) * len(set(prompts))
             with _progress() as progress:
-                bar = progress.add_task("answers", total=len(job.plan.classes) * len(set(prompts)))
+                progress.console.print(f"labelling {answers} answers of {served.id}'s edge", highlight=False)
+                bar = progress.add_task("answers", total=answers)
                 calibration, labelled = await calibrate(
                     decoder, labeller, served.digests.model, prompts, job.plan, lambda: progress.advance(bar)
                 )
@@ -81,34 +85,32 @@ async def run(job: Job) -> tuple[Calibration, dict[str, list[Units]]]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The `prompt` of every line of a JSONL file. Raises ConfigError that names the line."""
+    """The `prompt` of every line of a JSONL file. Raises InvalidRequest that names the line."""
     prompts = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path} can't be read: {exc}") from exc
+        raise InvalidRequest(f"{path} can't be read: {exc}") from exc
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             prompt = json.loads(line)["prompt"]
         except (ValueError, KeyError, TypeError) as exc:
-            raise ConfigError(f'{path}:{number}: wants one JSON object with "prompt" ({exc!r})') from exc
+            raise InvalidRequest(f'{path}:{number}: wants one JSON object with "prompt" ({exc!r})') from exc
         if not isinstance(prompt, str) or not prompt:
-            raise ConfigError(f'{path}:{number}: "prompt" must be a text that is not empty')
+            raise InvalidRequest(f'{path}:{number}: "prompt" must be a text that is not empty')
         prompts.append(prompt)
     return prompts
 
 
 def classes_of(temperatures: Sequence[float]) -> tuple[SamplingClass, ...]:
-    """The sampling classes that hold these temperatures, each once. Raises ConfigError above the last."""
+    """The sampling classes that hold these temperatures, each once. Raises InvalidRequest for others."""
     chosen = []
     for temperature in temperatures:
         held = [c for c in CLASSES if temperature == c.up_to == 0 or c.above < temperature <= c.up_to]
         if not held:
-            raise ConfigError(
-                f"temperature {temperature:g} can't be calibrated; the classes end at {CLASSES[-1].up_to}"
-            )
+            raise InvalidRequest(f"temperature {temperature:g} is in no class; they are from 0 to {CLASSES[-1].up_to}")
         chosen += [each for each in held if each not in chosen]
     return tuple(chosen)
 
@@ -118,7 +120,6 @@ def read_job(arguments: Sequence[str]) -> Job:
     parser = argparse.ArgumentParser(prog="tiermesh calibrate", description="Calibrate an edge's trust.")
     parser.add_argument("--edge", type=Path, required=True, metavar="DIR")
     parser.add_argument("--cloud", required=True, metavar="HOST:PORT", help="a router, a worker or an edge node")
-    parser.add_argument("--key", default="", metavar="KEY")
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE.jsonl")
     parser.add_argument("--epsilon", type=float, default=0.05)
     parser.add_argument("--temperature", type=float, action="append", metavar="X")
@@ -132,9 +133,10 @@ def read_job(arguments: Sequence[str]) -> Job:
         parser.error("--max-tokens and --threads are at least 1")
     try:
         plan = Plan(classes_of(given.temperature or TEMPERATURES), given.epsilon, given.max_tokens)
-    except ConfigError as error:
+    except InvalidRequest as error:
         parser.error(error.message)
-    return Job(given.edge, given.cloud, given.key, given.prompts, plan, given.threads, given.json)
+    key = os.environ.get("TIERMESH_API_KEY", "")
+    return Job(given.edge, given.cloud, key, given.prompts, plan, given.threads, given.json)
 
 
 def _progress() -> Progress:

@@ -114,7 +114,8 @@ def calibrate(
     The mesh labels what the edge says on the prompts; an edge node that starts with the directory then uses it.
     Example: tiermesh calibrate --edge ./edge-model --cloud 127.0.0.1:7080 --prompts prompts.jsonl
     """
-    arguments = ["--edge", str(edge), "--cloud", cloud, "--key", key, "--prompts", str(prompts)]
+    os.environ["TIERMESH_API_KEY"] = key  # A command line is everybody's to read.
+    arguments = ["--edge", str(edge), "--cloud", cloud, "--prompts", str(prompts)]
     arguments += ["--epsilon", str(epsilon), "--max-tokens", str(max_tokens), "--threads", str(threads)]
     arguments += [text for value in temperature or () for text in ("--temperature", str(value))]
     _become("tiermesh.edge.calibrate", *arguments, *(["--json"] if as_json else []))
