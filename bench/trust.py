@@ -30,7 +30,7 @@ from ..models import starter
 from ..training.calibrate import TorchLabeller
 from ..training.corpus import read_corpus
 from ..training.heldout import code_prompts, command_prompts
-from .results import plot_lines, require_green, write_result
+from .results import require_green, write_result
 
 EPSILON = 0.05
 _SAMPLINGS = (SamplingClass("greedy", 0.0, 0.0), SamplingClass("T=0.8", 0.79999, 0.8))
@@ -68,7 +68,6 @@ def main(arguments: Sequence[str]) -> None:
     figures: dict[str, object] = {"prompts": len(prompts), "resamples": given.resamples, "epsilon": EPSILON}
     for name, labelled in asyncio.run(_label(given.model, prompts)).items():
         figures[name] = _bounds(labelled, given.resamples, round(given.calibrated * len(labelled)))
-        _plot_risk(name, labelled)
     path = write_result("trust", figures, green=green)
     print(json.dumps(figures) if given.json else f"{_table(figures)}\nwritten to {path}")
 
@@ -147,26 +146,6 @@ def _summary(outcomes: Sequence[Outcome], delta: float) -> dict[str, float]:
         "median_units_judged": statistics.median(each.units for each in outcomes),
         "median_prompts_judged": statistics.median(each.prompts for each in outcomes),
     }
-
-
-def _plot_risk(name: str, labelled: Sequence[Units]) -> None:
-    """Risk against the share of units shown alone, of a map that was fitted on other prompts."""
-    fit_part, test_part = split(labelled)
-    fitted = fit_map(fit_part)
-    test = scored(fitted, test_part)
-    curve = [_judge(test, float(threshold)) for threshold in candidates(test.scores)]
-    rng = np.random.default_rng(0)
-    chance = Scored(test.prompts, rng.random(len(test.scores)), test.same)
-    random_curve = [_judge(chance, float(threshold)) for threshold in candidates(chance.scores)]
-    plot_lines(
-        f"trust_{name.replace('=', '').replace('.', '')}",
-        f"Units shown alone that are not the cloud's ({name})",
-        ("share of units shown alone", "share of them that differ, averaged over prompts"),
-        {
-            "by score": ([o.share for o in curve], [o.risk for o in curve]),
-            "chosen at random": ([o.share for o in random_curve], [o.risk for o in random_curve]),
-        },
-    )
 
 
 def _table(figures: Mapping[str, object]) -> str:

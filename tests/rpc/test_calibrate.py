@@ -20,7 +20,7 @@ from tiermesh import AsyncClient, Retry
 from tiermesh.common.config import default_mesh
 from tiermesh.common.frames import Policy, TenantPolicy, TierPolicy
 from tiermesh.common.inference_servicer import InferenceServicer
-from tiermesh.common.keys import key_hash
+from tiermesh.common.keys import key_hash, salted_hash
 from tiermesh.common.model_dir import digests
 from tiermesh.common.rpc import RpcServer, channel
 from tiermesh.common.types import Quality, Sampling
@@ -30,10 +30,11 @@ from tiermesh.edge.score_labeller import ScoreLabeller
 from tiermesh.edge.service import EdgeService
 
 NOWHERE = "127.0.0.1:9"
+SALT = b"salt of one node"
 PROMPTS = [f"set lamp {i} to {i * 7 % 100} percent" for i in range(220)]
 # Random weights agree with their quantized twin on about nine tokens in ten, so the bound is a loose one.
-TENANT = TenantPolicy("demo", (key_hash("demo-key"),), ("standard",), Quality.BOUNDED, delta=0.5)
-POLICY = Policy((TENANT,), (TierPolicy("standard", 0.2, 30.0),), valid_s=1000.0)
+TENANT = TenantPolicy("demo", (salted_hash(SALT, key_hash("demo-key")),), ("standard",), Quality.BOUNDED, delta=0.5)
+POLICY = Policy((TENANT,), (TierPolicy("standard", 0.2, 30.0),), valid_s=1000.0, salt=SALT)
 
 
 @pytest.fixture(scope="module")
