@@ -103,7 +103,7 @@ async def mesh_of(model: Path, worker: str, state_dir: Path | None = None) -> As
     await until(lambda: router.ready)
     edge = replace(mesh.edge, model=model, upstream=upstream, listen="127.0.0.1:0", metrics=None, state_dir=state_dir)
     node = EdgeNode.load(edge)
-    node.trust = Blind(0.5)
+    node.trust = lambda request: Blind(lambda: None, request.sampling)  # type: ignore[method-assign]
     link = asyncio.create_task(node.run())
     async with channel(upstream) as plain:
         server.add_inference(InferenceServicer(EdgeService(node, plain)))
@@ -180,7 +180,7 @@ async def test_a_lying_edge_is_stopped_and_its_answers_are_the_workers_own(model
         assert account.wrong <= account.delta * account.shown + 64
         assert account.watch.standing is not Standing.GOOD
         causes = [mesh.of_node("withheld_total", cause=cause) for cause in ("ledger", "drift")]
-        assert sum(causes) > 8
+        assert sum(causes) >= 6, "two answers of 32 tokens were shown alone at most; the others asked, once at least"
         assert mesh.of_node("trusted", tenant="demo") == 0
         assert mesh.of_node("unlabelled_tokens", tenant="demo") == 0
         mine = await mesh.client.generate("what now", max_tokens=32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -152,8 +153,9 @@ def alone_first() -> Callable[[Request], Trust]:
     class AloneFirst(Trust):
         def decide(self, unit: Unit, quality: Quality, delta: float) -> Decision:
             nonlocal seen
-            seen += 1
-            return Decision.ALONE if seen == 1 else Decision.ASK
+            # Begun units are looked at too, on the model's thread; only a whole one counts as seen.
+            seen += threading.current_thread() is threading.main_thread()
+            return Decision.ALONE if seen <= 1 else Decision.ASK
 
     return lambda request: AloneFirst(lambda: None, request.sampling)
 
