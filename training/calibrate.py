@@ -28,7 +28,7 @@ from .heldout import Prompt, code_prompts, command_prompts, read_heldout
 
 PLAN = Plan(tuple(each for each in CLASSES if each.name in ("greedy", "T<=0.9")), epsilon=0.05, max_tokens=96)
 """What is measured for the starter; others are measured by `tiermesh calibrate --temperature`."""
-_COMMANDS, _CODE = 2250, 250
+_COMMANDS, _CODE = 1750, 250
 _SEED = 71
 
 

@@ -101,7 +101,7 @@ def units(draft: LocalDraft, prompt: list[int], tokens: int, replaced: Sequence[
     """Units one after the other; in every second one the id at a place in `replaced` is changed, as a verdict would."""
     known, found = list(prompt), []
     while len(known) < len(prompt) + tokens:
-        unit = draft._unit(known, len(prompt) + tokens - len(known))
+        unit = draft._unit(known, len(prompt) + tokens - len(known), None)
         found.append(unit)
         cut = [place for place in replaced if place < len(unit.ids)]
         if len(found) % 2 and cut:

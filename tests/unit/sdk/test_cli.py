@@ -14,7 +14,7 @@ from tiermesh.status import parse, tables
 
 COMMANDS = [
     *(["up"], ["demo"], ["edge"], ["router"], ["cloud"], ["generate"], ["score"], ["status"], ["export"], ["bench"]),
-    *(["config", "check"], ["keys", "new"], ["keys", "init"]),
+    *(["config", "check"], ["keys", "new"], ["keys", "init"], ["calibrate"]),
 ]
 PAGE = """# HELP tiermesh_x_total things
 tiermesh_x_total{tier="a \\"b\\"",kind="c"} 3.0
