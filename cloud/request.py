@@ -6,7 +6,8 @@
        │                ▼   │
        └──────ask────── IDLE        (a session between two asks; its KV stays until someone needs the room)
 
-A session begins WAITING too, without an ask: it reads what it knows ahead, so that its first ask finds the KV there.
+A session begins IDLE. When its ask doesn't come soon it waits and runs without one: it reads what it knows ahead, so
+that the ask finds the KV there.
 
 A sequence never has a prefill or a decode phase: it has known tokens, drafts, and a count of those whose KV is in the
 pool. What a step runs is what lies behind that count. Preempting it, or evicting it between asks, is setting the count

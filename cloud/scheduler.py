@@ -74,6 +74,11 @@ class Scheduler:
         sequence.last_used = now
         self.idle.append(sequence)
 
+    def park(self, sequence: Sequence) -> None:
+        """A new session begins IDLE: its ask may be on the way."""
+        sequence.state = State.IDLE
+        self.idle.append(sequence)
+
     def remove(self, sequence: Sequence) -> None:
         """Ends a sequence in whatever state; its blocks are free at once."""
         assert sequence.state is not State.FINISHED

@@ -21,6 +21,7 @@ from .chooser import Pace
 from .drafting import Draft, LocalDraft
 from .exits import Exits
 from .ledgers import Ledgers
+from .lull import Lull
 from .metrics import EdgeMetrics
 from .model import EdgeModel
 from .pairing import Pairing
@@ -55,7 +56,9 @@ class EdgeNode:
         self.pace = Pace()
         self.metrics = EdgeMetrics()
         self.ledgers = Ledgers(config.state_dir, self.artifact.digests.model)
-        self.audits = Audits(self.upstream, self.tenants, self.metrics, random.Random(secrets.randbits(256)))
+        self.lull = Lull()
+        coins = random.Random(secrets.randbits(256))
+        self.audits = Audits(self.upstream, self.tenants, self.metrics, self.lull, coins)
         self._model = model
         self._line_ends = line_ends(text.token_bytes)
         self._free: list[SequenceState] = [model.sequence()]

@@ -285,6 +285,7 @@ class EdgeService:
             raise RequestIdReused(f"request id {place[1]!r} is in use by a running request; choose another one")
         self._running[place] = running
         try:
-            yield
+            with self._node.lull.answering():
+                yield
         finally:
             del self._running[place]

@@ -168,7 +168,7 @@ def test_verifying_is_generating(
         given = target[len(have) : len(have) + unasked[i]]
         unit = truth[len(have) + len(given) :][:size]
         fault = wrong[i]
-        draft = [(t + 1 if t + 1 != EOS else 5) if j == fault else t for j, t in enumerate(unit)]
+        draft = [(5 if t != 5 else 6) if j == fault else t for j, t in enumerate(unit)]
         last = i == len(cuts) - 1
         engine.ask(session.number, given, draft, hand_over and last)
         verdict = session.next()
