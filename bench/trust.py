@@ -79,6 +79,7 @@ def _pool(commands: int, code: int) -> list[str]:
 
 async def _label(model: Path, prompts: Sequence[str]) -> dict[str, list[Units]]:
     """The units of each prompt, by sampling."""
+    torch.set_num_threads(1)  # several answers are labelled side by side, each in a thread
     cloud = LlamaForCausalLM.from_pretrained(model / "cloud", dtype=torch.float32)
     decoder, labeller = Decoder(model / "edge"), TorchLabeller(cloud)
     try:

@@ -75,6 +75,7 @@ def calibrate_pair(
 
 def calibrate_starter(directory: Path) -> None:
     """Write calibration.json of a starter directory, and print what it says."""
+    torch.set_num_threads(1)  # several answers are labelled side by side, each in a thread
     prompts = [prompt.prompt for prompt in starter_prompts(directory / "heldout.jsonl")]
     calibration, labelled = calibrate_pair(directory / "edge", directory / "cloud", prompts)
     write_calibration(directory / "edge", calibration)
@@ -84,9 +85,7 @@ def calibrate_starter(directory: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Calibrate the starter pair in this process.")
     parser.add_argument("--model", type=Path, default=starter())
-    parser.add_argument("--threads", type=int, default=1, help="of the cloud model")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     calibrate_starter(options.model)
 
 
