@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .. import Answer, AsyncClient
 from ..common.config import DEMO_KEY
+from ..common.errors import QuotaExceeded
 from ..models import starter
 from ..status import read_all
 from ..supervise import ANY_PORTS, Mesh
@@ -90,9 +91,18 @@ async def _measure(commands: Sequence[Prompt], mix: Sequence[Prompt]) -> dict[st
 
 async def _ask(client: AsyncClient, metrics: str, prompts: Sequence[Prompt], **options: Any) -> Run:
     before = _work_done(metrics)
-    answers = [await client.generate(p.prompt, max_tokens=_LENGTHS[p.kind], cache="bypass", **options) for p in prompts]
+    answers = [await _patiently(client, prompt, options) for prompt in prompts]
     passes, positions = (after - begun for after, begun in zip(_work_done(metrics), before, strict=True))
     return Run(answers, passes, positions)
+
+
+async def _patiently(client: AsyncClient, prompt: Prompt, options: Mapping[str, Any]) -> Answer:
+    """The answer, after a pause where the demo tenant's limit of requests per minute is used up."""
+    while True:
+        try:
+            return await client.generate(prompt.prompt, max_tokens=_LENGTHS[prompt.kind], cache="bypass", **options)
+        except QuotaExceeded as spent:
+            await asyncio.sleep(spent.retry_after_s or 1.0)
 
 
 def _work_done(metrics: str) -> tuple[float, float]:
