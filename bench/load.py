@@ -17,6 +17,7 @@ from typing import Any
 from .. import Answer, AsyncClient
 from ..common.config import DEMO_KEY
 from ..common.errors import QuotaExceeded
+from ..common.types import Origin
 from ..models import starter
 from ..status import read_all
 from ..supervise import ANY_PORTS, Mesh
@@ -125,7 +126,7 @@ def _way(run: Run, truth: Sequence[tuple[int, ...]]) -> dict[str, float]:
 
 
 def _visited(answer: Answer) -> bool:
-    return bool(answer.usage.asks or answer.usage.handed_over)
+    return bool(answer.usage.asks) or any(span.origin is Origin.CLOUD for span in answer.spans)
 
 
 def _tokens(run: Run) -> int:

@@ -164,7 +164,8 @@ def _cloud_nats(cloud: LlamaForCausalLM, text: Text) -> float:
 
 
 def _figures(places: Sequence[Places]) -> dict[str, float]:
-    same, coupled = [[hit for each in places for hit in hits(each)] for hits in (_same, _coupled)]
+    same = [hit for each in places for hit in each.same]
+    coupled = [hit for each in places for hit in each.coupled]
     return {
         "places": len(same),
         "cloud_loss_nats": sum(each.cloud_nats for each in places) / len(same),
@@ -173,14 +174,6 @@ def _figures(places: Sequence[Places]) -> dict[str, float]:
         "coupled_match": statistics.mean(coupled),
         "mean_run": _mean_run(each.same for each in places),
     }
-
-
-def _same(each: Places) -> list[bool]:
-    return each.same
-
-
-def _coupled(each: Places) -> list[bool]:
-    return each.coupled
 
 
 def _mean_run(texts: Iterable[Sequence[bool]]) -> float:

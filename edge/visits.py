@@ -37,6 +37,7 @@ class Visits:
         """Whether the session must be opened before it is used: at the beginning, and after any error."""
         self.prefilled = False
         """Whether the last visit was the first of its session, so that the cloud had to read the prompt for it."""
+        self._closed = False
         self.begun = False
         """Whether the cloud was ever asked for something."""
         self._fresh = True
@@ -63,9 +64,10 @@ class Visits:
     def foresee(self, answer: Answer) -> None:
         """Opens the session before its first ask, so that the cloud reads the prompt while the edge still drafts.
 
-        Does nothing when the session is open already, or can't be opened now: the ask itself will tell.
+        Does nothing when the session is open already, or can't be opened now: the ask itself will tell. Nor after
+        `close`: the model's thread may raise a doubt about an answer that was just cancelled.
         """
-        if self._session is None and self._link.connected:
+        if self._session is None and self._link.connected and not self._closed:
             self._open(SessionMode.VERIFY, answer, tell_alone=True)
 
     def generate(self, answer: Answer) -> None:
@@ -81,7 +83,8 @@ class Visits:
         return frame
 
     def close(self, reason: CloseReason) -> None:
-        """Ends the session, if there is one."""
+        """Ends the session, if there is one, for good."""
+        self._closed = True
         if self._session is not None:
             self._session.close(reason)
 

@@ -45,16 +45,6 @@ class EdgeReader:
             rows.append(self.sequence.logits[0, 0].copy())
         return rows
 
-    def choices(self, ids: Sequence[int], start: int) -> list[int]:
-        """The edge's greedy choice for each place from `start` (at least 1) on, given the true ids before it."""
-        self.sequence.reset()
-        self.sequence.catch_up(ids[:start])
-        chosen = [int(self.sequence.token[0])]
-        for token in ids[start:-1]:
-            self.sequence.step(token)
-            chosen.append(int(self.sequence.token[0]))
-        return chosen
-
 
 @torch.no_grad()
 def cloud_choices(cloud: LlamaForCausalLM, ids: Sequence[int], start: int) -> list[int]:

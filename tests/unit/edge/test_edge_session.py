@@ -621,3 +621,12 @@ async def test_a_verdict_that_does_not_belong_ends_the_answer() -> None:
     parts.link._take = lambda f: take(replace(f, stands=99) if isinstance(f, Verdict) else f)  # type: ignore[method-assign]
     with pytest.raises(TiermeshError, match="verdict"):
         await parts.session.run()
+
+
+async def test_a_doubt_that_comes_after_the_end_opens_nothing() -> None:
+    """The model's thread may raise one while the answer is being cancelled; nobody would close that session."""
+    parts = await long_answer(quality=Quality.BOUNDED, confidence=1.0)
+    await finish(parts)
+    parts.session._visits.foresee(parts.session.answer)
+    await asyncio.sleep(0)
+    assert not parts.link.opens
