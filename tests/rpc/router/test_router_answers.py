@@ -116,7 +116,8 @@ async def test_a_client_that_leaves_the_queue_is_never_dispatched(
     worker = await start_worker(slots=1, stop_before=3)
     router = await start_router(worker)
     tasks = [asyncio.create_task(router.client.events(Request(f"p{i}", 12))) for i in range(3)]
-    await toy.until(lambda: router.sample("queue_length", tier="standard") == 1)
+    # Not before both dispatched ones have arrived: until then the worker can't tell which one waits.
+    await toy.until(lambda: len(worker.opens) == 2 and router.sample("queue_length", tier="standard") == 1)
     waits = next(
         t for t, i in zip(tasks, range(3), strict=True) if f"p{i}" not in {o.request.prompt for o in worker.opens}
     )
