@@ -22,7 +22,7 @@ COMMANDS, CODE = 6, 2
 """Prompts of each kind that are shown."""
 HEALS_WITHIN_S = 30.0
 STREAMS = 20
-MAX_TOKENS = 160
+MAX_TOKENS = 400
 UNDER_WAY = 8
 """Tokens that every stream has shown when the worker may die."""
 MAY_PART = 1

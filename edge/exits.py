@@ -62,6 +62,8 @@ class ExitAccount:
         """Tokens since `take_counts`."""
         self.rows = 1
         """Most rows of a cycle; 1 while drafting doesn't pay."""
+        self.cost_ratio = 1.0
+        """Expected time per token with the best drafts over that without any, as last reviewed."""
         self._costs = costs
         self._min_probability = point.min_probability
         self._sure = RunningMean(point.drafted, _WEIGHT)
@@ -106,8 +108,8 @@ class ExitAccount:
     def _review(self) -> None:
         sure, right = self._sure.get(0.0), self._right.get(0.0)
         rows = self._costs.best_rows(sure, right)
-        gain = self._costs.per_token(sure, right, rows) / self._costs.per_token(sure, right, 1)
-        self.rows = rows if gain < (1.0 if self.on else _CLEAR_GAIN) else 1
+        self.cost_ratio = self._costs.per_token(sure, right, rows) / self._costs.per_token(sure, right, 1)
+        self.rows = rows if self.cost_ratio < (1.0 if self.on else _CLEAR_GAIN) else 1
 
 
 class Exits:

@@ -77,6 +77,12 @@ class EdgeMetrics:
         self.inner_exit = Gauge(
             "tiermesh_edge_inner_exit_on", "1 while drafting from the inner exit pays.", ["sampling"], registry=r
         )
+        self.inner_cost = Gauge(
+            "tiermesh_edge_inner_exit_cost_ratio",
+            "Expected time per token with drafts from the inner exit over that without, as measured on this machine.",
+            ["sampling"],
+            registry=r,
+        )
         self.inner_drafts = Counter(
             "tiermesh_edge_inner_drafts_total",
             "Tokens that the inner exit drafted, by what the full depth said of them.",

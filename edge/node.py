@@ -136,6 +136,7 @@ class EdgeNode:
         for name, account in self._exits.named().items() if self._exits else ():
             drafted, accepted = account.take_counts()
             self.metrics.inner_exit.labels(name).set(account.on)
+            self.metrics.inner_cost.labels(name).set(account.cost_ratio)
             self.metrics.inner_drafts.labels(name, "accepted").inc(accepted)
             self.metrics.inner_drafts.labels(name, "refused").inc(drafted - accepted)
 

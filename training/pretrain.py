@@ -1,6 +1,7 @@
 """Train the starter's cloud model: 14 M parameters, commands and code, about an hour on two idle cores.
 
-`python -P -m tiermesh.training.pretrain` goes on from `.training/cloud.pt` when that is there.
+`python -P -m tiermesh.training.pretrain` goes on from `.training/cloud.pt` when that is there. With a smaller shape
+and another `--out` it trains a small model on its own, to compare an edge that shares the cloud's trunk with.
 """
 
 import argparse
@@ -57,14 +58,14 @@ PEAK_MUON, PEAK_ADAM = 4e-3, 4e-3
 _SAVE_EVERY = 20
 
 
-def cloud_config(layers: int = 8) -> LlamaConfig:
-    """The starter's shape; the edge has the same with fewer layers."""
+def shape(layers: int = 8, hidden: int = 384) -> LlamaConfig:
+    """The starter's cloud model, or one of other layers and width (a multiple of 128)."""
     return LlamaConfig(
         vocab_size=4096,
-        hidden_size=384,
-        intermediate_size=1024,
+        hidden_size=hidden,
+        intermediate_size=-(-hidden * 8 // 3 // 64) * 64,
         num_hidden_layers=layers,
-        num_attention_heads=6,
+        num_attention_heads=hidden // 64,
         num_key_value_heads=2,
         head_dim=64,
         max_position_embeddings=MAX_LENGTH,
@@ -122,14 +123,14 @@ def optimizers_for(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     return [Muon(inner, lr=PEAK_MUON), torch.optim.AdamW(outer, lr=PEAK_ADAM, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def train(model: LlamaForCausalLM, work: Path, tokens: int) -> None:
+def train(model: LlamaForCausalLM, work: Path, tokens: int, checkpoint: Path) -> None:
     """Train until `tokens` ids were seen."""
     tokenizer, stream = prepare(work)
     optimizers = optimizers_for(model)
-    step, seen = load_checkpoint(work / "cloud.pt", model, optimizers)
+    step, seen = load_checkpoint(checkpoint, model, optimizers)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        bar = progress.add_task("cloud", total=tokens, completed=seen)
+        bar = progress.add_task(checkpoint.stem, total=tokens, completed=seen)
         mix = mix_at(seen / tokens)
         batches = mixed_batches(tokenizer, stream, mix, 1, step)
         while seen < tokens:
@@ -145,8 +146,8 @@ def train(model: LlamaForCausalLM, work: Path, tokens: int) -> None:
             progress.update(bar, completed=seen, description=described)
             if step % _SAVE_EVERY == 0:
                 progress.console.print(described, f"tokens {seen}")
-                save_checkpoint(work / "cloud.pt", model, optimizers, step, seen)
-        save_checkpoint(work / "cloud.pt", model, optimizers, step, seen)
+                save_checkpoint(checkpoint, model, optimizers, step, seen)
+        save_checkpoint(checkpoint, model, optimizers, step, seen)
 
 
 def train_step(
@@ -178,14 +179,22 @@ def save_model(model: LlamaForCausalLM, tokenizer_from: Path, out: Path) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the starter's cloud model.")
+    parser = argparse.ArgumentParser(description="Train the starter's cloud model, or one of another shape.")
     parser.add_argument("--tokens", type=int, default=1_700_000, help="budget in tokens, padding included")
-    parser.add_argument("--out", type=Path, default=WORK / "cloud")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--hidden", type=_width, default=384)
+    parser.add_argument("--out", type=Path, default=WORK / "cloud", help="its checkpoint lies beside it, as OUT.pt")
     options = parser.parse_args()
     torch.manual_seed(0)
-    model = LlamaForCausalLM(cloud_config())
-    train(model, WORK, options.tokens)
+    model = LlamaForCausalLM(shape(options.layers, options.hidden))
+    train(model, WORK, options.tokens, options.out.with_suffix(".pt"))
     save_model(model, WORK, options.out)
+
+
+def _width(text: str) -> int:
+    if not text.isdecimal() or int(text) % 128 or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a multiple of 128")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -295,8 +295,10 @@ def test_drafting_goes_off_when_drafts_fail_and_on_again_when_they_stand() -> No
 def test_where_every_draft_costs_a_whole_pass_nothing_is_drafted() -> None:
     exits = Exits(Costs(shallow_s=1.0, deep_s=1.0, row_s=1.0), CURVE)
     assert not exits.greedy.on
+    assert exits.greedy.cost_ratio == 1.0
     assert not exits.greedy.wants(Guess(5, 1.0), 0)
     assert Exits(FREE_ROWS, CURVE).sampled.wants(Guess(5, 1.0), 0)
+    assert Exits(FREE_ROWS, CURVE).sampled.cost_ratio < 1.0
     assert not Exits(FREE_ROWS, CURVE).sampled.wants(Guess(-1, 1.0), 0)
 
 
