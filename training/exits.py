@@ -1,11 +1,15 @@
-"""Train the starter's edge model: the cloud's lower layers, frozen, and one exit block distilled from the cloud.
+"""Train an edge model: the cloud's lower layers, frozen, and one exit block distilled from the cloud.
 
 `python -P -m tiermesh.training.exits` goes on from the checkpoint of the same cloud in `.training/`, if there is one,
-and then trains the edge's inner exit (inner_exit.py).
+and then trains the edge's inner exit (inner_exit.py). Without more it is the starter's; `--cloud DIR --prompts FILE
+--exit-layers N` makes an edge of any Llama directory, on what that model answers to the prompts of the file.
 One pass of the cloud gives both the trunk's output and the target distributions, so a step costs little more than that.
 """
 
 import argparse
+import sys
+from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -14,17 +18,21 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ..common.errors import ModelDirError, TiermeshError
 from ..common.model_dir import digests
 from .batches import Batch
 from .checkpoint import load_checkpoint, save_checkpoint
 from .inner_exit import LAYERS, make_inner_exit
 from .muon import Muon
+from .own_text import Text, continued, file_text, starter_text
 from .precision import autocast
-from .pretrain import MIXES, WORK, mixed_batches, prepare, save_model
+from .pretrain import WORK, save_model
 
 TRUNK = 4
 """Layers shared with the cloud: 4 agree with the cloud on 0.81 of tokens where 2 reach 0.70 (a trial at this size)."""
 PEAK = 2e-3
+TEMPERATURES = (0.0, 0.8)
+"""At which the cloud continues prompts: how the pair serves."""
 
 
 def new_edge(cloud: LlamaForCausalLM, trunk: int = TRUNK) -> LlamaForCausalLM:
@@ -67,65 +75,95 @@ def divergence(target: Tensor, logits: Tensor, batch: Batch) -> tuple[Tensor, fl
     return (losses * batch.weights).sum() / batch.weights.sum(), agreement
 
 
-def train(cloud: LlamaForCausalLM, exit_head: Exit, trunk: int, work: Path, tokens: int, checkpoint: Path) -> None:
-    """Distil until `tokens` ids were seen, drawn anew: most of them the cloud has not been trained on."""
-    tokenizer, stream = prepare(work)
+def train(
+    cloud: LlamaForCausalLM,
+    exit_head: Exit,
+    trunk: int,
+    text: Text,
+    own: Sequence[Batch],
+    tokens: int,
+    checkpoint: Path,
+) -> None:
+    """Distil until `tokens` ids were seen: of each step one batch is what the cloud itself said."""
     matrices = [parameter for parameter in exit_head.parameters() if parameter.ndim == 2]
     norms = [parameter for parameter in exit_head.parameters() if parameter.ndim < 2]
     optimizers = [Muon(matrices, lr=PEAK), torch.optim.AdamW(norms, lr=PEAK, weight_decay=0.0)]
     step, seen = load_checkpoint(checkpoint, exit_head, optimizers)
-    pairs = mixed_batches(tokenizer, stream, MIXES[0][1], 2, step)
+    groups = zip(text.given(step), islice(cycle(own), step, None), strict=False)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as progress:
         bar = progress.add_task("exit", total=tokens, completed=seen)
         while seen < tokens:
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = PEAK * max(0.02, 1.0 - seen / tokens)
-            batches = next(pairs)
-            report = [distil_step(cloud, exit_head, trunk, batch) for batch in batches]
+            given, said = next(groups)
+            batches = (*given, said)
+            report = [distil_step(cloud, exit_head, trunk, batch, len(batches)) for batch in batches]
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
             step, seen = step + 1, seen + sum(batch.ids.numel() for batch in batches)
-            words = [f"KL {loss:.3f} same {same:.3f}" for loss, same in report]
-            described = f"step {step} commands {words[0]} code {words[1]}"
+            words = [
+                f"{kind} {kl:.3f} {same:.3f}" for kind, (kl, same) in zip((*text.kinds, "own"), report, strict=True)
+            ]
+            described = " ".join([f"step {step} KL and same:", *words])
             progress.update(bar, completed=seen, description=described)
             if step % 20 == 0 or seen >= tokens:
                 progress.console.print(described, f"tokens {seen}")
                 save_checkpoint(checkpoint, exit_head, optimizers, step, seen)
 
 
-def distil_step(cloud: LlamaForCausalLM, exit_head: Exit, trunk: int, batch: Batch) -> tuple[float, float]:
-    """Add one batch's gradients; the divergence and the agreement."""
+def distil_step(cloud: LlamaForCausalLM, exit_head: Exit, trunk: int, batch: Batch, parts: int) -> tuple[float, float]:
+    """Add one batch's gradients, of `parts`; the divergence and the agreement."""
     with torch.no_grad(), autocast():
         seen = cloud(batch.ids, use_cache=False, output_hidden_states=True)
     with autocast():
         logits = exit_head(seen.hidden_states[trunk].float())
     loss, agreement = divergence(seen.logits.float(), logits.float(), batch)
-    (loss / 2).backward()
+    (loss / parts).backward()
     return loss.item(), agreement
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Distil the starter's edge model from its cloud model.")
+    parser = argparse.ArgumentParser(description="Distil an edge model from a cloud model's lower layers.")
     parser.add_argument("--tokens", type=int, default=700_000, help="budget in tokens, padding included")
     parser.add_argument(
         "--exit-layers", type=_layers, default=(LAYERS, TRUNK), metavar="INNER,LAST",
         help="layers below the inner exit and below the exit block; one number: no inner exit",
     )  # fmt: skip
     parser.add_argument("--cloud", type=Path, default=WORK / "cloud")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt per line, for a model of other text")
     parser.add_argument("--out", type=Path, default=WORK / "edge_hf")
     options = parser.parse_args()
+    try:
+        make_edge(options.cloud, options.out, options.exit_layers, options.tokens, options.prompts)
+    except TiermeshError as error:
+        sys.exit(f"exits: {error.message}")
+
+
+def make_edge(cloud_dir: Path, out: Path, exit_layers: Sequence[int], tokens: int, prompts: Path | None) -> None:
+    """Write the edge model, with its inner exit if one is wanted, into `out`. Raises ModelDirError for odd input."""
     torch.manual_seed(0)
-    cloud = LlamaForCausalLM.from_pretrained(options.cloud, dtype=torch.float32)
-    *inner, trunk = options.exit_layers
+    *inner, trunk = exit_layers
+    cloud = LlamaForCausalLM.from_pretrained(cloud_dir, dtype=torch.float32).requires_grad_(False)
+    if trunk >= cloud.config.num_hidden_layers:
+        raise ModelDirError(f"{cloud_dir} has {cloud.config.num_hidden_layers} layers: no exit block after {trunk}")
+    tokenizer_file = cloud_dir / "tokenizer.json"
+    WORK.mkdir(exist_ok=True)
+    if prompts is None:
+        text = starter_text(WORK, tokenizer_file)
+    else:
+        text = file_text(prompts, tokenizer_file, cloud.config.max_position_embeddings)
+    own = [batch for asked in text.asked for heat in TEMPERATURES for batch in continued(cloud, asked, heat)]
+    torch.manual_seed(0)
+    order = torch.randperm(len(own)).tolist()
     edge = new_edge(cloud, trunk)
-    checkpoint = WORK / f"exit-{trunk}-{digests(options.cloud).model[:12]}.pt"
-    train(cloud, Exit(edge), trunk, WORK, options.tokens, checkpoint)
-    save_model(edge, WORK, options.out)
-    for stale in options.out.glob("inner_exit.*"):
+    checkpoint = WORK / f"exit-{trunk}-{digests(cloud_dir).model[:12]}.pt"
+    train(cloud, Exit(edge), trunk, text, [own[place] for place in order], tokens, checkpoint)
+    save_model(edge, cloud_dir, out)
+    for stale in out.glob("inner_exit.*"):
         stale.unlink()
     for layers in inner:
-        make_inner_exit(options.out, WORK, layers)
+        make_inner_exit(out, text, WORK, layers)
 
 
 def _layers(text: str) -> tuple[int, ...]:

@@ -10,15 +10,14 @@ one row for all others. A wrong guess costs time and changes no text, so nothing
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from itertools import cycle, islice
+from collections.abc import Callable, Iterable
+from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
@@ -26,23 +25,20 @@ from transformers import LlamaForCausalLM
 from ..common.errors import ModelDirError
 from ..common.model_dir import file_digest
 from ..edge.artifact import ExitPoint
-from ..models import starter
-from .batches import Batch, encode_command
+from .batches import Batch
 from .checkpoint import load_checkpoint, save_checkpoint
-from .commands import generate
-from .corpus import read_corpus
 from .exit_files import write_exit
-from .heldout import code_prompts, command_prompts, read_heldout
 from .muon import Muon
+from .own_text import Asked, Text, continued, starter_text
 from .precision import autocast
-from .pretrain import MIXES, WORK, mixed_batches, prepare
+from .pretrain import WORK
 
 LAYERS = 2
 TOKENS = 250_000
 RANK, SHORTLIST = 128, 1023
 PEAK = 4e-3
-_CODE_PROMPT, _NEW = 40, {"command": 72, "code": 64}
-_LENGTHS = 6
+_OWN = 6
+"""Batches of each kind of prompts that the edge continues."""
 _THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -80,49 +76,6 @@ def listed(logits: Tensor, shortlist: Tensor) -> Tensor:
     log = logits.float().log_softmax(-1)[..., shortlist]
     rest = (1.0 - log.exp().sum(-1, keepdim=True)).clamp(min=1e-6).log()
     return torch.cat([log, rest], -1)
-
-
-@torch.no_grad()
-def continued(edge: LlamaForCausalLM, prompts: Iterable[Sequence[int]], new: int, rows: int = 64) -> list[Batch]:
-    """Batches of prompts of one length, each continued greedily by the edge; only its own words have weight.
-
-    The commonest lengths alone are taken: each is one batch, and a short one costs as many steps as a full one.
-    """
-    by_length: dict[int, list[Sequence[int]]] = {}
-    for prompt in prompts:
-        by_length.setdefault(len(prompt), []).append(prompt)
-    batches = []
-    commonest = sorted(by_length.items(), key=lambda found: -len(found[1]))[:_LENGTHS]
-    for length, alike in commonest:
-        given = torch.tensor(alike[:rows])
-        told = cast(Any, edge).generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=new, do_sample=False
-        )
-        weights = torch.zeros(told.shape[0], told.shape[1] - 1)
-        weights[:, length - 1 :] = 1.0
-        ended = (told[:, length:] == edge.generation_config.eos_token_id).cumsum(-1)
-        weights[:, length:][ended[:, :-1] > 0] = 0.0
-        batches.append(Batch(told, weights))
-    return batches
-
-
-def own_text(edge: LlamaForCausalLM, tokenizer: Tokenizer, stream: np.ndarray) -> list[Batch]:
-    """Training prompts that the edge continued: what it drafts when deployed is its own text."""
-    commands = [encode_command(tokenizer, command) for command in islice(generate("train", 5), 600)]
-    starts = range(0, 64 * 997, 997)
-    code = [stream[start : start + _CODE_PROMPT].tolist() for start in starts if start + _CODE_PROMPT < len(stream)]
-    told = continued(edge, (ids[:prompt] for ids, prompt in commands), _NEW["command"])
-    return [*told, *(batch for half in (code[:32], code[32:]) for batch in continued(edge, half, _NEW["code"]))]
-
-
-def heldout_text(edge: LlamaForCausalLM, tokenizer: Tokenizer) -> list[Batch]:
-    """Held-out prompts, none of them in heldout.jsonl, that the edge continued."""
-    kept = {prompt.prompt for prompt in read_heldout(starter() / "heldout.jsonl")}
-    commands = [prompt.prompt for prompt in command_prompts(600, 13) if prompt.prompt not in kept]
-    code = [prompt.prompt for prompt in code_prompts(read_corpus().heldout, 60, 13) if prompt.prompt not in kept]
-    ids = [tokenizer.encode(text).ids[:_CODE_PROMPT] for text in code]
-    told = continued(edge, (tokenizer.encode(text).ids for text in commands), _NEW["command"])
-    return [*told, *continued(edge, ids, _NEW["code"])]
 
 
 def most_said(batches: Iterable[Batch], vocab: int, size: int = SHORTLIST) -> Tensor:
@@ -170,17 +123,18 @@ def measure(edge: LlamaForCausalLM, inner: InnerExit, layers: int, batches: Iter
 
 def train(
     inner: InnerExit,
+    kinds: tuple[str, ...],
     step_of: Callable[[Batch, int], tuple[float, float]],
-    triples: Callable[[int], Iterable[tuple[Batch, ...]]],
+    groups: Callable[[int], Iterable[tuple[Batch, ...]]],
     tokens: int,
     checkpoint: Path,
 ) -> None:
-    """Distil until `tokens` ids were seen; `triples` gives each step's batches from a step on."""
+    """Distil until `tokens` ids were seen; `groups` gives each step's batches, one of each kind, from a step on."""
     matrices = [parameter for parameter in inner.parameters() if parameter.ndim == 2]
     vectors = [parameter for parameter in inner.parameters() if parameter.ndim < 2]
     optimizers = [Muon(matrices, lr=PEAK), torch.optim.AdamW(vectors, lr=PEAK, weight_decay=0.0)]
     step, seen = load_checkpoint(checkpoint, inner, optimizers)
-    batches = iter(triples(step))
+    batches = iter(groups(step))
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()) as progress:
         bar = progress.add_task("inner exit", total=tokens, completed=seen)
         while seen < tokens:
@@ -192,7 +146,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
             step, seen = step + 1, seen + sum(batch.ids.numel() for batch in group)
-            words = [f"{name} {kl:.3f} {same:.3f}" for name, (kl, same) in zip(_KINDS, report, strict=True)]
+            words = [f"{name} {kl:.3f} {same:.3f}" for name, (kl, same) in zip(kinds, report, strict=True)]
             described = " ".join([f"step {step} KL and same:", *words])
             progress.update(bar, completed=seen, description=described)
             if step % 20 == 0 or seen >= tokens:
@@ -200,35 +154,38 @@ def train(
                 save_checkpoint(checkpoint, inner, optimizers, step, seen)
 
 
-_KINDS = ("commands", "code", "own")
-
-
-def make_inner_exit(edge_dir: Path, work: Path, layers: int = LAYERS, tokens: int = TOKENS) -> list[ExitPoint]:
+def make_inner_exit(
+    edge_dir: Path, text: Text, work: Path, layers: int = LAYERS, tokens: int = TOKENS
+) -> list[ExitPoint]:
     """Train an exit after `layers` layers and write it into `edge_dir`; returns what it does on held-out text.
 
-    Raises ModelDirError when the directory's tokenizer is not the one of `work`, or it has too few layers.
+    `text` is in the ids of the edge's tokenizer. Raises ModelDirError when the edge has too few layers.
     """
-    tokenizer, stream = prepare(work)
-    if file_digest(edge_dir / "tokenizer.json") != file_digest(work / "tokenizer.json"):
-        raise ModelDirError(f"{edge_dir} and {work} differ in their tokenizers; the text is in the latter's ids")
     edge = LlamaForCausalLM.from_pretrained(edge_dir, dtype=torch.float32).requires_grad_(False)
     if not 0 < layers < edge.config.num_hidden_layers:
         raise ModelDirError(f"{edge_dir} has {edge.config.num_hidden_layers} layers: no exit after layer {layers}")
     torch.manual_seed(0)
-    own = own_text(edge, tokenizer, stream)
-    first = [batch for pair in islice(mixed_batches(tokenizer, stream, MIXES[0][1], 3, 0), 12) for batch in pair]
+    own = [batch for asked in text.asked for batch in islice(continued(edge, _spread(asked)), _OWN)]
+    first = list(chain.from_iterable(islice(text.given(0), 12)))
     inner = InnerExit(edge, most_said([*own, *first], edge.config.vocab_size))
     weights = "".join(file_digest(path) for path in sorted(edge_dir.glob("model*.safetensors")))
     checkpoint = work / f"inner-{layers}-{weights[:12]}.pt"
 
-    def triples(step: int) -> Iterable[tuple[Batch, ...]]:
-        mixed = mixed_batches(tokenizer, stream, MIXES[0][1], 3, step)
-        return ((*pair, batch) for pair, batch in zip(mixed, islice(cycle(own), step, None), strict=False))
+    def groups(step: int) -> Iterable[tuple[Batch, ...]]:
+        given = text.given(step)
+        return ((*group, batch) for group, batch in zip(given, islice(cycle(own), step, None), strict=False))
 
-    train(inner, lambda batch, parts: distil_step(edge, inner, layers, batch, parts), triples, tokens, checkpoint)
-    curve = measure(edge, inner, layers, heldout_text(edge, tokenizer))
+    kinds = (*text.kinds, "own")
+    train(inner, kinds, lambda batch, parts: distil_step(edge, inner, layers, batch, parts), groups, tokens, checkpoint)
+    curve = measure(edge, inner, layers, (batch for asked in text.heldout for batch in continued(edge, asked)))
     write_exit(edge_dir, inner.tensors(), layers, curve)
     return curve
+
+
+def _spread(asked: Asked) -> Asked:
+    """Prompts of all lengths, no more than are needed."""
+    wanted = _OWN * 64
+    return Asked(asked.prompts[:: max(1, len(asked.prompts) // wanted)][:wanted], asked.new)
 
 
 def main() -> None:
@@ -237,7 +194,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=LAYERS, help="of the edge model, below the exit")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="budget in tokens, padding included")
     options = parser.parse_args()
-    for point in make_inner_exit(options.edge, WORK, options.layers, options.tokens):
+    text = starter_text(WORK, options.edge / "tokenizer.json")
+    for point in make_inner_exit(options.edge, text, WORK, options.layers, options.tokens):
         print(f"from {point.min_probability:.2f}: {point.drafted:.3f} drafted, {point.acceptance:.3f} of them stand")
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from tiermesh.edge.artifact import read_artifact
@@ -13,9 +12,8 @@ from tiermesh.edge.model import EdgeModel
 from tiermesh.edge.split import SplitState
 from tiermesh.training.batches import Batch
 from tiermesh.training.exit_files import write_exit
-from tiermesh.training.exits import new_edge
 from tiermesh.training.export_edge import export_edge
-from tiermesh.training.inner_exit import InnerExit, continued, distil_step, listed, measure, most_said
+from tiermesh.training.inner_exit import InnerExit, distil_step, listed, measure, most_said
 from tiermesh.training.random_model import write_random_model
 
 SHORTLIST = torch.arange(100, 250)
@@ -100,31 +98,7 @@ def test_the_curve_counts_what_the_exit_would_draft(edge: LlamaForCausalLM) -> N
         assert point.acceptance == pytest.approx(right / drafted)
 
 
-def test_own_text_is_greedy_and_only_it_has_weight(edge: LlamaForCausalLM) -> None:
-    batches = continued(edge, [IDS[:6], IDS[6:12], IDS[12:20]], 8)
-    assert sorted(batch.ids.shape[0] for batch in batches) == [1, 2]
-    for batch in batches:
-        length = 6 if batch.ids.shape[0] == 2 else 8
-        assert not batch.weights[:, : length - 1].any()
-        with torch.no_grad():
-            chosen = edge(batch.ids).logits[:, :-1].argmax(-1)
-        counted = batch.weights == 1
-        assert counted.any()
-        assert torch.equal(chosen[counted], batch.ids[:, 1:][counted])
-
-
 def test_the_shortlist_holds_what_is_said_most() -> None:
     batch = Batch(torch.tensor([[3, 7, 7, 9, 9, 9]]), torch.tensor([[0.1, 1.0, 1.0, 1.0, 1.0]]))
     assert {7, 9} <= set(most_said([batch], 40, 5).tolist())
     assert len(most_said([batch], 40, 100)) == 40
-
-
-def test_an_edge_of_any_llama_shares_the_lower_layers(edge: LlamaForCausalLM) -> None:
-    short = new_edge(edge, 1)
-    assert short.config.num_hidden_layers == 2
-    with torch.no_grad():
-        ids = torch.tensor([IDS])
-        mine = short(ids, output_hidden_states=True).hidden_states[1]
-        theirs = edge(ids, output_hidden_states=True).hidden_states[1]
-    torch.testing.assert_close(mine, theirs)
-    assert functional.cosine_similarity(short.lm_head.weight, edge.lm_head.weight).min() > 0.999
