@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def test_the_interval_is_wide_where_few_prompts_decide() -> None:
 def test_thresholds_go_from_always_to_never(ranks: list[float]) -> None:
     found = thresholds_of([ranks], 0.5)
     assert (found[0], found[-1]) == (math.inf, -math.inf)
-    assert all(strict > loose for strict, loose in zip(found, found[1:], strict=False))
+    assert all(strict > loose for strict, loose in pairwise(found))
     assert {min(ranks), max(ranks), 0.5} <= set(found)
 
 

@@ -1,4 +1,4 @@
-"""The loop of `bench curve` with toy models: the texts are right on policy, and costs are what the worker would count."""
+"""The loop of `bench curve` with toy models: texts are right on policy, costs are the worker's."""
 
 from __future__ import annotations
 
