@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,14 @@ def plot_lines(
     axes_names: tuple[str, str],
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     folder: Path = RESULTS,
+    marks: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> Path:
-    """Writes `name`.png: one line with marks per entry, given as (x values, y values)."""
+    """Writes `name`.png: one line with dots per entry, given as (x values, y values); `marks` are single points."""
     figure, axes = _axes(title)
     for label, (x, y) in lines.items():
         axes.plot(x, y, marker="o", markersize=3, label=label)
+    for shape, (label, (x, y)) in zip(cycle("sD^v*P"), (marks or {}).items(), strict=False):
+        axes.plot(x, y, shape, markersize=7, label=label)
     axes.set_xlabel(axes_names[0])
     axes.set_ylabel(axes_names[1])
     axes.legend(frameon=False)

@@ -52,9 +52,15 @@ class TorchLabeller:
 def starter_prompts(heldout: Path) -> list[Prompt]:
     """Held-out prompts that are not in heldout.jsonl: commands of another seed, and code of others."""
     kept = {prompt.prompt for prompt in read_heldout(heldout)}
-    drawn = command_prompts(_COMMANDS + len(kept), _SEED) + code_prompts(read_corpus().heldout, _CODE, _SEED)
-    fresh = [prompt for prompt in drawn if prompt.prompt not in kept]
-    return [p for p in fresh if p.kind == "command"][:_COMMANDS] + [p for p in fresh if p.kind == "code"]
+    code = code_prompts(read_corpus().heldout, _CODE, _SEED)
+    return starter_commands(heldout) + [prompt for prompt in code if prompt.prompt not in kept]
+
+
+def starter_commands(heldout: Path) -> list[Prompt]:
+    """The commands of `starter_prompts`, without reading the corpus."""
+    kept = {prompt.prompt for prompt in read_heldout(heldout)}
+    drawn = command_prompts(_COMMANDS + len(kept), _SEED)
+    return [prompt for prompt in drawn if prompt.prompt not in kept][:_COMMANDS]
 
 
 def calibrate_pair(
