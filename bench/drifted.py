@@ -143,7 +143,7 @@ def _prose(count: int) -> list[Text]:
 
 def sentences(page: Path) -> Iterator[str]:
     """The sentences of a page's paragraphs and lists, 40 to 300 characters long; no headings, tables or code."""
-    for paragraph in _without_code(page.read_text(encoding="utf-8").splitlines()).split("\n\n"):
+    for paragraph in re.split(r"\n{2,}", _without_code(page.read_text(encoding="utf-8").splitlines())):
         if paragraph[:1].isalpha():
             for sentence in re.split(r"(?<=[.:;?!])\s+", " ".join(paragraph.split())):
                 if 40 <= len(sentence) <= 300 and "|" not in sentence:
