@@ -179,7 +179,8 @@ def _figures(outcomes: Sequence[Outcome], delta: float) -> dict[str, Any]:
 
 def _share(outcomes: Sequence[Outcome], name: str, drifted: int) -> float:
     """Of all units before (0) or after (1) the change."""
-    return sum(getattr(o, name)[drifted] for o in outcomes) / sum(o.units[drifted] for o in outcomes)
+    part: float = sum(getattr(outcome, name)[drifted] for outcome in outcomes)
+    return part / sum(outcome.units[drifted] for outcome in outcomes)
 
 
 def _spread(values: Sequence[float]) -> list[float] | None:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 from ..common.frames import Policy, TenantPolicy, TierPolicy
@@ -142,10 +143,8 @@ class Stream:
         self._upstream = Upstream("this process", "bench", artifact.digests, None, lambda _: None)
         self._upstream.link = RecordedCloud(pair)
         self._upstream.models = (pair.info,)
-        tenants, tier = Tenants(None), TierPolicy("standard", 1.0, _DEADLINE_S)
-        tenants.replace(Policy((TenantPolicy(_TENANT, (), (tier.name,)),), (tier,), 1e6, b""))
         self._metrics = EdgeMetrics()
-        self._audits = Audits(self._upstream, tenants, self._metrics, _NoLull(), random.Random(plan.seed))
+        self._audits = Audits(self._upstream, _tenants(), self._metrics, _NoLull(), random.Random(plan.seed))
         self._ledgers = Ledgers(None, artifact.digests.model)
         self._outcome = Outcome()
         self._wrong = 0
@@ -219,6 +218,14 @@ class Stream:
         outcome.units[drifted] += tab.course.units
         outcome.alone[drifted] += session.decisions[Decision.ALONE]
         outcome.trusted[drifted] += session.decisions[Decision.ALONE] + sum(tab.withheld.values())
+
+
+@cache
+def _tenants() -> Tenants:
+    """The policy of all streams: one tenant, one tier."""
+    tenants, tier = Tenants(None), TierPolicy("standard", 1.0, _DEADLINE_S)
+    tenants.replace(Policy((TenantPolicy(_TENANT, (), (tier.name,)),), (tier,), 1e6, b""))
+    return tenants
 
 
 def _patient() -> Pace:

@@ -269,20 +269,25 @@ async def test_a_worker_lost_between_asks(models: Path) -> None:
 
 
 async def test_a_lease_lost_between_asks(models: Path) -> None:
-    """At a worker that is well: it isn't taken for one that fails."""
-    async with mesh_of(models) as mesh:
-        (server,) = mesh.servers
+    """At workers that are well: none is taken for one that fails."""
+    async with mesh_of(models, workers=2) as mesh:
+
+        def lost() -> float:
+            return sum(server.outcomes("LEASE_EXPIRED") for server in mesh.servers)
+
         exact, bounded, gate = await mesh.begun()
-        await until(lambda: server.waiting == 2)
-        server.clock.added_s = LEASE_S + 1
-        server.worker.engine.cancel(0)
-        await until(lambda: server.outcomes("LEASE_EXPIRED") == 2)
-        assert server.worker.engine._scheduler.pool.free == server.worker.engine._scheduler.pool.total
+        await until(lambda: sum(server.waiting for server in mesh.servers) == 2)
+        for server in mesh.servers:
+            server.clock.added_s = LEASE_S + 1
+            server.worker.engine.cancel(0)
+        await until(lambda: lost() == 2)
+        for pool in (server.worker.engine._scheduler.pool for server in mesh.servers):
+            assert pool.free == pool.total
         gate.open.set()
         await mesh.check(await exact, await bounded)
-        (seen,) = mesh.router._core.parts.dispatcher._registry.workers
-        assert seen._failures == 0
-        assert server.outcomes("LEASE_EXPIRED") == 2
+        registry = mesh.router._core.parts.dispatcher._registry
+        assert [(seen._failures, seen.ejected_until) for seen in registry.workers] == [(0, 0.0)] * 2
+        assert lost() == 2
 
 
 @pytest.mark.parametrize("degraded_allowed", [True, False])
