@@ -17,7 +17,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from ..common.clock import Clock, MonotonicClock
-from ..common.errors import DeadlineExceeded, Draining, InternalError, Overloaded, TiermeshError
+from ..common.errors import DeadlineExceeded, Draining, InternalError, LeaseExpired, Overloaded, TiermeshError
 from ..common.telemetry import get_logger
 from ..common.text import Text
 from ..common.types import FinishReason
@@ -48,6 +48,8 @@ class EngineConfig:
     """Tokens of one step at most; a longer prompt is run in chunks."""
     max_waiting: int = 1024
     """Beyond this, requests are refused."""
+    session_lease_s: float = 30.0
+    """A session that has no ask for so long ends with LeaseExpired, and all that it holds is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +164,9 @@ class Engine:
             return
 
     def _patience(self) -> float | None:
-        """Seconds until the next deadline of an idle session, or until one reads ahead; None when there is none."""
+        """Seconds until an idle session's deadline or end of lease, or until one reads ahead; None without any."""
         due = [s.deadline for s in self._scheduler.idle if s.deadline is not None]
+        due += [s.last_used + self.config.session_lease_s for s in self._scheduler.idle]
         due += [begin for begin, _ in self._foreseen]
         return max(0.0, min(due) - self._clock.now()) if due else None
 
@@ -173,7 +176,7 @@ class Engine:
         progress = Progress(sequence, partial(self._text.detokenizer, submission.stop), text, Stages(submitted))
         self._entries[number] = _Entry(progress, sink)
         if submission.job is Job.VERIFY:
-            self._scheduler.park(sequence)
+            self._scheduler.park(sequence, submitted)
             self._foreseen.append((self._clock.now() + self.load.step_s, sequence))
         else:
             self._scheduler.add(sequence)
@@ -221,6 +224,9 @@ class Engine:
         for sequence in self._scheduler.everyone():
             if sequence.deadline is not None and sequence.deadline <= now:
                 self._fail(sequence, DeadlineExceeded("the deadline passed at the worker"))
+        lease_s = self.config.session_lease_s
+        for sequence in self._scheduler.unused_since(now - lease_s):
+            self._fail(sequence, LeaseExpired(f"no ask came for {lease_s:g} s; open the session with all ids given"))
 
     def _step(self, plan: list[Work]) -> None:
         """Runs a plan and takes in what it gave. A failing pass ends the sequences in it, not the engine."""

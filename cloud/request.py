@@ -4,7 +4,8 @@
        ▲                │   ▲
        │             verdict  ask
        │                ▼   │
-       └──────ask────── IDLE        (a session between two asks; its KV stays until someone needs the room)
+       └──────ask────── IDLE        (a session between two asks; its KV stays until someone needs the room,
+                                     and the session itself until its lease ends)
 
 A session begins IDLE. When its ask doesn't come soon it waits and runs without one: it reads what it knows ahead, so
 that the ask finds the KV there.
@@ -90,7 +91,7 @@ class Sequence:
     choices: list[Choice] = field(default_factory=list)
     """Of the wanted positions run so far in this round."""
     last_used: float = 0.0
-    """When an idle session last had an answer."""
+    """When an idle session was opened or last had an answer, on the engine's clock."""
 
     @property
     def total(self) -> int:

@@ -74,10 +74,15 @@ class Scheduler:
         sequence.last_used = now
         self.idle.append(sequence)
 
-    def park(self, sequence: Sequence) -> None:
+    def park(self, sequence: Sequence, now: float) -> None:
         """A new session begins IDLE: its ask may be on the way."""
         sequence.state = State.IDLE
+        sequence.last_used = now
         self.idle.append(sequence)
+
+    def unused_since(self, moment: float) -> list[Sequence]:
+        """Idle sessions that were opened, or had their last answer, no later than `moment`."""
+        return [sequence for sequence in self.idle if sequence.last_used <= moment]
 
     def remove(self, sequence: Sequence) -> None:
         """Ends a sequence in whatever state; its blocks are free at once."""

@@ -209,6 +209,7 @@ def _cloud(section: CloudSection, base: Path, token: str | None) -> CloudConfig:
         dtype=section.dtype,
         threads=section.threads,
         slots=section.slots,
+        session_lease_s=section.session_lease_ms / 1e3,
         token=token,
     )
 

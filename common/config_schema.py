@@ -162,6 +162,7 @@ class CloudSection(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     slots: Positive = 32
+    session_lease_ms: Positive = 30_000
 
 
 class EdgeSection(_Section):

@@ -110,6 +110,8 @@ class CloudConfig:
     """0 leaves one core to the rest."""
     slots: int
     """Sequences that run at once."""
+    session_lease_s: float
+    """How long a session between two asks keeps its place and its KV; later it is opened and read anew."""
     token: str | None
     """What routers must show; the file's `router.worker_token`."""
 

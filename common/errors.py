@@ -13,7 +13,8 @@
     ├─ Cancelled                  CANCELLED             CANCELLED            499
     ├─ Unavailable                UNAVAILABLE           UNAVAILABLE          503
     │  ├─ NoWorkers               NO_WORKERS            UNAVAILABLE          503
-    │  └─ Draining                DRAINING              UNAVAILABLE          503
+    │  ├─ Draining                DRAINING              UNAVAILABLE          503
+    │  └─ LeaseExpired            LEASE_EXPIRED         UNAVAILABLE          503
     ├─ Unsupported                UNSUPPORTED           UNIMPLEMENTED        501
     ├─ InternalError              INTERNAL              INTERNAL             500
     └─ ConfigError                BAD_CONFIG            FAILED_PRECONDITION  412
@@ -135,6 +136,12 @@ class Draining(Unavailable):
     """This process is stopping; another one may answer."""
 
     reason = "DRAINING"
+
+
+class LeaseExpired(Unavailable):
+    """A session waited too long for its next ask and was dropped; opened anew with all delivered ids, it goes on."""
+
+    reason = "LEASE_EXPIRED"
 
 
 class Unsupported(TiermeshError):

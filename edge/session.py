@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..common.errors import DeadlineExceeded, InternalError, TiermeshError, Unavailable
+from ..common.errors import DeadlineExceeded, InternalError, LeaseExpired, TiermeshError, Unavailable
 from ..common.frames import CloseReason, RelayFinished, RelayTokens, Verdict
 from ..common.types import Finished, FinishReason, Origin, Quality, Timing, Tokens, Usage
 from .answer import Answer
@@ -138,7 +138,8 @@ class Session:
         try:
             await self._visit(unit, decision is Decision.HAND_OVER)
         except Unavailable as lost:
-            if self._terms.may_degrade:
+            # Who says that a lease ended can be reached: the unit is asked about again.
+            if self._terms.may_degrade and not isinstance(lost, LeaseExpired):
                 self.decisions[decision] -= 1
                 self.decisions[Decision.ALONE] += 1
                 self._show_alone(unit, degraded=True)
@@ -256,7 +257,7 @@ class Session:
     async def _await_stream(self, lost: Unavailable) -> None:
         """Returns when a begun answer can be resumed; raises `lost` when waiting makes no sense or is in vain."""
         # A subclass (no workers, draining) is the router's own word; and an answer not begun can be asked for again.
-        if type(lost) is not Unavailable or not self._visits.begun or self._resumes >= _RESUMES:
+        if type(lost) not in (Unavailable, LeaseExpired) or not self._visits.begun or self._resumes >= _RESUMES:
             raise lost
         self._resumes += 1
         left_s = self._terms.deadline - asyncio.get_running_loop().time()

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..common.clock import Clock, MonotonicClock
 from ..common.errors import Forbidden, InvalidRequest, Unauthenticated, Unavailable
 from ..common.frames import Policy, TenantPolicy, TierPolicy
 from ..common.keys import key_hash, salted_hash
@@ -35,12 +36,17 @@ class Grant:
 
 
 class Tenants:
-    """The policy in force. Times are wall-clock, since it outlives the process."""
+    """The policy in force.
 
-    def __init__(self, state_dir: Path | None) -> None:
+    How long it is valid is measured on a clock that nobody sets. Only what is kept on disk names a time of day, since
+    it outlives the process; a start takes it for as long as a policy is valid at most, whatever time it is then.
+    """
+
+    def __init__(self, state_dir: Path | None, clock: Clock | None = None) -> None:
+        self._clock = clock or MonotonicClock()
         self._path = None if state_dir is None else state_dir / _FILE
         self._policy: Policy | None = None
-        self._expires_at = 0.0
+        self._valid_until = 0.0
         self._owners: list[tuple[bytes, TenantPolicy]] = []
         self._tiers: dict[str, TierPolicy] = {}
         self.known = asyncio.Event()
@@ -58,16 +64,17 @@ class Tenants:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             _log.warning("policy_unreadable", path=str(self._path), cause=repr(exc))
             return
-        self._apply(policy, expires_at)
-        _log.info("policy_restored", tenants=len(policy.tenants), valid_s=round(expires_at - time.time(), 1))
+        valid_s = min(expires_at - time.time(), policy.valid_s)
+        self._apply(policy, valid_s)
+        _log.info("policy_restored", tenants=len(policy.tenants), valid_s=round(valid_s, 1))
 
     def replace(self, policy: Policy) -> None:
         """Takes a policy from the router, and keeps it."""
         changed = policy != self._policy
-        self._apply(policy, time.time() + policy.valid_s)
+        self._apply(policy, policy.valid_s)
         if changed:
             _log.info("policy_received", tenants=len(policy.tenants), valid_s=policy.valid_s)
-        self._keep()
+        self._keep(time.time() + policy.valid_s)
 
     def authenticate(self, key: str) -> TenantPolicy:
         """The tenant of a key. Raises Unauthenticated, or Unavailable while there is no valid policy to check it by."""
@@ -76,7 +83,7 @@ class Tenants:
                 "this edge node has not heard from its router yet, so it knows no keys; try again shortly",
                 retry_after_s=1.0,
             )
-        if time.time() > self._expires_at:
+        if self._clock.now() > self._valid_until:
             raise Unavailable(
                 "this edge node has not heard from its router for so long that its policy has expired",
                 retry_after_s=5.0,
@@ -130,18 +137,18 @@ class Tenants:
         open_to = self.by_name(name).tiers
         return [tier for tier in self._tiers.values() if tier.name in open_to][-1]
 
-    def _apply(self, policy: Policy, expires_at: float) -> None:
-        self._policy, self._expires_at = policy, expires_at
+    def _apply(self, policy: Policy, valid_s: float) -> None:
+        self._policy, self._valid_until = policy, self._clock.now() + valid_s
         self._owners = [(known.encode(), tenant) for tenant in policy.tenants for known in tenant.key_hashes]
         self._tiers = {tier.name: tier for tier in policy.tiers}
         self.known.set()
 
-    def _keep(self) -> None:
+    def _keep(self, expires_at: float) -> None:
         """Writes beside and renames: a crash leaves the old file or the new one. Readable by the owner alone."""
         if self._path is None or self._policy is None:
             return
         policy = asdict(self._policy) | {"salt": self._policy.salt.hex()}
-        facts = {"format": _FORMAT, "expires_at": self._expires_at, "policy": policy}
+        facts = {"format": _FORMAT, "expires_at": expires_at, "policy": policy}
         beside = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from ..common.clock import Clock
-from ..common.errors import DeadlineExceeded, InternalError, NoWorkers, TiermeshError, Unavailable
+from ..common.errors import DeadlineExceeded, InternalError, LeaseExpired, NoWorkers, TiermeshError, Unavailable
 from ..common.frames import CloseReason, Open, RelayFinished, RelayTokens, SessionMode
 from ..common.relay_link import LinkSession
 from ..common.telemetry import get_logger
@@ -151,8 +151,8 @@ class Dispatcher:
             if work.deadline() - self._clock.now() > 0.01:
                 return
             raise error
-        if isinstance(error, Unavailable | InternalError):
-            self._registry.failed(place.worker)
+        if isinstance(error, Unavailable | InternalError) and not isinstance(error, LeaseExpired):
+            self._registry.failed(place.worker)  # a worker that only forgot a session is well
         if not isinstance(error, Unavailable):
             raise error
         work.barren += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,7 @@ TIERS = (TierPolicy("fast", 0.05, 5.0), TierPolicy("slow", 1.0, 60.0), TierPolic
 SALT = bytes(range(16))
 DEMO = TenantPolicy("demo", (salted_hash(SALT, key_hash("demo-key")),), ("slow", "fast"))
 POLICY = Policy((DEMO,), TIERS, valid_s=100.0, salt=SALT)
+YEAR_S = 365 * 86400.0
 
 
 def test_keys_are_checked_against_the_policy(tmp_path: Path) -> None:
@@ -237,8 +239,32 @@ def test_the_policy_survives_a_restart_until_it_expires(tmp_path: Path, monkeypa
     assert restarted.authenticate("demo-key") == DEMO
     later = json.loads((state_dir / "policy.json").read_text())["expires_at"] + 1
     monkeypatch.setattr("tiermesh.edge.tenants.time.time", lambda: later)
+    restarted = Tenants(state_dir)
+    restarted.restore()
     with pytest.raises(Unavailable, match="expired"):
         restarted.authenticate("demo-key")
+
+
+@pytest.mark.parametrize("jump_s", [-50 * YEAR_S, -3600.0, 3600.0, 50 * YEAR_S])
+def test_a_policy_is_valid_for_its_time_whatever_the_wall_clock_says(
+    tmp_path: Path, jump_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set forward it does not end early, set back it does not last longer; nor over a restart."""
+    clock = Clock()
+    tenants = Tenants(tmp_path, clock)
+    tenants.replace(POLICY)
+    jumped = time.time() + jump_s
+    monkeypatch.setattr("tiermesh.edge.tenants.time.time", lambda: jumped)
+    clock.time_s = POLICY.valid_s - 1
+    assert tenants.authenticate("demo-key") == DEMO
+    restarted = Tenants(tmp_path, clock)
+    restarted.restore()
+    if jump_s < 0:
+        assert restarted.authenticate("demo-key") == DEMO
+    clock.time_s += POLICY.valid_s + 1
+    for each in (tenants, restarted):
+        with pytest.raises(Unavailable, match="expired"):
+            each.authenticate("demo-key")
 
 
 BROKEN = {

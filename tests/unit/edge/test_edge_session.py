@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiermesh.common.detokenize import Detokenizer
-from tiermesh.common.errors import DeadlineExceeded, NoWorkers, Overloaded, TiermeshError, Unavailable
+from tiermesh.common.errors import (
+    DeadlineExceeded,
+    LeaseExpired,
+    NoWorkers,
+    Overloaded,
+    TiermeshError,
+    Unavailable,
+)
 from tiermesh.common.frames import (
     Accepted,
     Ask,
@@ -117,6 +124,8 @@ class CloudLink(RelayLink):
         self.refuse: TiermeshError | None = None
         self.break_at: set[int] = set()
         """Upward frames (by number) that break the stream instead of arriving."""
+        self.forget_at: set[int] = set()
+        """Asks (by number) that find their session's lease at its end."""
         self.heal = True
         self.silent = False
         self._sent = 0
@@ -160,7 +169,11 @@ class CloudLink(RelayLink):
                 self._generate(frame.session, frame.attempt)
         elif isinstance(frame, Ask) and frame.session in self._ids:
             self.asks.append(frame)
-            self._verify(frame)
+            if len(self.asks) in self.forget_at:
+                del self._ids[frame.session]
+                self._take(SessionError(frame.session, frame.attempt, LeaseExpired("no ask came")))
+            else:
+                self._verify(frame)
 
     def _verify(self, ask: Ask) -> None:
         ids = self._ids[ask.session]
@@ -556,6 +569,18 @@ async def test_resuming_names_all_delivered_ids_and_a_higher_attempt() -> None:
     assert second.attempt == 2
     assert list(second.delivered_ids) == parts.ids[: len(second.delivered_ids)] != []
     assert second.delivered_bytes == len("".join(parts.text).encode()[: second.delivered_bytes])
+
+
+@pytest.mark.parametrize("may_degrade", [True, False])
+async def test_a_lease_that_ends_under_an_ask_is_no_outage(may_degrade: bool) -> None:
+    """The cloud can be reached: the unit is asked about again in a session opened anew, and shown once."""
+    parts = await long_answer(quality=Quality.BOUNDED, skill=0.5, confidence=0.0, may_degrade=may_degrade)
+    parts.link.forget_at = {1, 3}
+    await finish(parts)
+    ids, text, _ = parts.link.ending.whole(parts.link.salt)
+    assert (parts.ids, parts.text) == (ids, text)
+    assert not parts.session.answer.degraded
+    assert [opening.attempt for opening in parts.link.opens] == [1, 2, 3]
 
 
 @asynccontextmanager
