@@ -121,7 +121,7 @@ class Course:
     def visited(self, drafted: int, stands: int) -> None:
         """Notes a verdict."""
         for place in range(min(stands + 1, drafted)):
-            _add(float(place < stands), self.pace.acceptance, self.kin and self.kin.acceptance)
+            _add(float(place < stands), self.pace.acceptance, self.kin.acceptance if self.kin else None)
         self.pace.visits_to_probe -= 1
         self.stood += stands
         self.checked += min(stands + 1, drafted)
@@ -134,7 +134,7 @@ class Course:
             for kin in self.pace.kin:
                 kin.share.add(float(kin is self.kin))
         if self.may_be_alone:
-            _add(float(alone), self.pace.alone, self.kin and self.kin.alone)
+            _add(float(alone), self.pace.alone, self.kin.alone if self.kin else None)
         self.pace.unit_tokens.add(len(probabilities))
         self.units += 1
         self.alone_units += alone
@@ -147,7 +147,7 @@ class Course:
     @property
     def acceptance(self) -> float:
         """Probability that the next draft stands."""
-        prior = _prior(self.pace.acceptance, self.kin and self.kin.acceptance)
+        prior = _prior(self.pace.acceptance, self.kin.acceptance if self.kin else None)
         return (self.stood + prior * _PRIOR_TOKENS) / (self.checked + _PRIOR_TOKENS)
 
     @property
@@ -160,11 +160,11 @@ class Course:
         """Probability that the next unit needs no visit."""
         if not self.may_be_alone:
             return 0.0
-        prior = _prior(self.pace.alone, self.kin and self.kin.alone)
+        prior = _prior(self.pace.alone, self.kin.alone if self.kin else None)
         return (self.alone_units + prior * _PRIOR_UNITS) / (self.units + _PRIOR_UNITS)
 
     def expected_tokens(self, drafted: int) -> float:
-        """Tokens that a visit with so many drafts yields; before the first unit, over the classes it may turn out to be of.
+        """Tokens that a visit with so many drafts yields; before the first unit, over the classes it may be of.
 
         An answer that begins easily would have its drafts cut short for the sake of hard ones, if E(γ) were taken at
         the mean α of both.
