@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--loss", type=float, nargs="+", default=[0.0, 0.01])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--commands", type=int, default=8, help="per round")
-    parser.add_argument("--code", type=int, default=4, help="pieces of code, per round")
+    parser.add_argument("--code", type=int, default=8, help="pieces of code, per round")
     parser.add_argument("--warmups", type=int, default=12, help="prompts before the first round, of both kinds in turn")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument("--force", action="store_true", help="measure even a tree that was not tested, and record that")
