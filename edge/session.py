@@ -172,7 +172,7 @@ class Session:
         self._withheld = bounded and self.tab.refuses(len(unit.ids))
         if self._withheld:
             decision = Decision.ASK
-        self._course.decided(len(unit.ids), alone=decision is Decision.ALONE)
+        self._course.decided(unit.probabilities, alone=decision is Decision.ALONE)
         if decision is Decision.ASK:
             probes = self._course.pace.probe_due()
             if probes or prefers_streaming(self._course, self._upstream.cloud_step_s):
