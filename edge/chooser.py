@@ -25,9 +25,9 @@ _FIRST_PROBE, _NEXT_PROBE = 3, 256
 probe, a stream that was never tried would never be found to be the faster way; one answer in dozens pays for it."""
 
 _WORTH_A_PASS = 1.2
-"""Asking may take so many times the stream's time per token. A streamed token takes a whole pass of the cloud, an
-asked unit takes one for all of its tokens; and a hand-over is for good, while its grounds are uncertain. So patience is
-also the faster: of simulated hard answers over 1 to 15 ms none took over 1.03 times the best way's time; at 1, 1.14."""
+"""Asking may take so many times the stream's time per token. A streamed token takes a whole pass of the cloud, an asked
+unit takes one for all of its tokens; and a hand-over is for good, while what it is judged by is uncertain. So patience
+is also faster: simulated hard answers over 1 to 15 ms took at most 1.03 times the best way's time; at 1.0, 1.14."""
 
 _SURENESS = (0.7, 0.8, 0.9, 0.97)
 """Borders between the classes, in geometric means of the edge model's own probabilities over the answer so far."""
