@@ -31,13 +31,15 @@ from ..models import starter
 from .drifted import commands, drifts
 from .recorded import Pair
 from .results import plot_lines, require_green, write_result
-from .streams import Moment, Outcome, Plan, Stream
+from .streams import Outcome, Plan, Stream
 
 _DELTAS = (0.02, 0.05)
 _EDGES = {"calibrated": False, "lying": True}
 _LABELS = {"all": True, "audits": False}
 _POINTS = 50
 """Of a line in the picture."""
+_PLOTTED_AFTER = 200
+"""Units after the change that the picture shows."""
 _SLACK = 1e-6
 
 Line = tuple[list[float], list[float]]
@@ -112,7 +114,7 @@ async def _measure(
                 condition = {"drift": kind, "edge": edge, "labels": labels, "delta": delta}
                 rows.append(condition | _figures(outcomes, delta))
                 if (edge, labels, delta) == ("lying", "audits", 0.05):
-                    lines |= _lines(kind, outcomes[0].moments, delta)
+                    lines |= _lines(kind, outcomes[0], delta)
     finally:
         pair.close()
     return rows, lines
@@ -188,8 +190,9 @@ def _spread(values: Sequence[float]) -> list[float] | None:
     return [statistics.median(values), max(values)] if values else None
 
 
-def _lines(kind: str, moments: Sequence[Moment], delta: float) -> dict[str, Line]:
-    """Wrong tokens of one stream, and what it was allowed."""
+def _lines(kind: str, outcome: Outcome, delta: float) -> dict[str, Line]:
+    """Wrong tokens of one stream, and what it was allowed, until a while after the change."""
+    moments = [m for m in outcome.moments if m.units <= outcome.units[0] + _PLOTTED_AFTER]
     kept = [moments[round(i * (len(moments) - 1) / (_POINTS - 1))] for i in range(_POINTS)]
     units = [float(m.units) for m in kept]
     return {
