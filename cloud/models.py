@@ -53,12 +53,11 @@ class Model:
         turn = self._rotations[batch.positions, None]
         for layer, window, kv in zip(weights.layers, arch.windows, pool.layers, strict=True):
             mixed = self._attention(self._norm(hidden, layer.input_norm), layer, window, kv, turn, batch)
-            hidden = _add_linear(hidden, mixed, layer.output, layer.output_bias)
-            gate_up = _linear(self._norm(hidden, layer.mlp_norm), layer.gate_up, layer.gate_up_bias)
-            gate, up = gate_up.chunk(2, dim=-1)
-            hidden = _add_linear(hidden, F.silu(gate).mul_(up), layer.down, layer.down_bias)
+            hidden = layer.output.add_to(hidden, mixed)
+            gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=-1)
+            hidden = layer.down.add_to(hidden, F.silu(gate).mul_(up))
         last = hidden if batch.wanted is None else hidden.index_select(0, batch.wanted)
-        return torch.mm(self._norm(last, weights.norm).to(torch.float32), weights.head)
+        return weights.head(self._norm(last, weights.norm).to(torch.float32))
 
     def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(rows, (rows.shape[-1],), weight, self.arch.norm_epsilon)
@@ -68,7 +67,7 @@ class Model:
     ) -> Tensor:
         """[rows, heads × head_dim]: every row's view of its sequence, its own key included."""
         arch = self.arch
-        qkv = _linear(rows, layer.qkv, layer.qkv_bias)
+        qkv = layer.qkv(rows)
         keys_from, values_from = self._qkv_widths
         turned = qkv[:, :values_from].view(-1, arch.heads + arch.kv_heads, arch.head_dim)
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -91,17 +90,6 @@ class Model:
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=group.mask(window, share))
         mixed = mixed.view(size, arch.kv_heads, length, share, arch.head_dim).permute(0, 2, 1, 3, 4)
         return mixed.reshape(size * length, arch.heads * arch.head_dim)
-
-
-def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """inputs · weight (+ bias)."""
-    return torch.mm(inputs, weight) if bias is None else torch.addmm(bias, inputs, weight)
-
-
-def _add_linear(rows: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows + inputs · weight (+ bias), the sum done by the matrix product."""
-    out = torch.addmm(rows, inputs, weight)
-    return out if bias is None else out.add_(bias)
 
 
 def _rotate(heads: Tensor, turn: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Weights from the safetensors files of a Hugging Face directory, laid out as the model's forward pass wants them.
+"""Weights from the safetensors files of a Hugging Face directory, put together as the model's forward pass wants them.
 
 Query, key and value become one matrix, gate and up another: a decode step on a CPU is bound by the number of calls as
 much as by memory. Rows of query and key are permuted within each head so that the two halves of a rotary pair lie side
@@ -18,28 +18,25 @@ from torch import Tensor
 from ..common.errors import ModelDirError
 from ..common.model_dir import read_json
 from .architecture import Architecture
+from .linear import Linear, linear
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer; matrices as `_transposed` makes them. q = heads × head_dim, k = KV heads × head_dim."""
+    """One layer; q = heads × head_dim, k = KV heads × head_dim."""
 
     input_norm: Tensor
-    qkv: Tensor
-    """[hidden, q + 2k]."""
-    qkv_bias: Tensor | None
+    qkv: Linear
+    """hidden → q + 2k."""
     query_norm: Tensor | None
     key_norm: Tensor | None
-    output: Tensor
-    """[q, hidden]."""
-    output_bias: Tensor | None
+    output: Linear
+    """q → hidden."""
     mlp_norm: Tensor
-    gate_up: Tensor
-    """[hidden, 2 × intermediate]."""
-    gate_up_bias: Tensor | None
-    down: Tensor
-    """[intermediate, hidden]."""
-    down_bias: Tensor | None
+    gate_up: Linear
+    """hidden → 2 × intermediate."""
+    down: Linear
+    """intermediate → hidden."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +47,8 @@ class Weights:
     """[vocabulary, hidden]."""
     layers: tuple[LayerWeights, ...]
     norm: Tensor
-    head: Tensor
-    """[hidden, vocabulary] in float32: its logits decide between ids."""
+    head: Linear
+    """hidden → vocabulary, in float32: its logits decide between ids."""
 
 
 def load_weights(directory: Path, arch: Architecture, device: torch.device, dtype: torch.dtype) -> Weights:
@@ -66,7 +63,7 @@ def load_weights(directory: Path, arch: Architecture, device: torch.device, dtyp
     else:
         head = source.take("lm_head.weight", arch.vocab_size, arch.hidden)
     source.finish()
-    return Weights(embedding, layers, norm, _transposed(head.to(torch.float32)))
+    return Weights(embedding, layers, norm, linear(head.to(torch.float32)))
 
 
 def _layer(source: _Source, arch: Architecture, prefix: str) -> LayerWeights:
@@ -77,8 +74,7 @@ def _layer(source: _Source, arch: Architecture, prefix: str) -> LayerWeights:
         tensors = [source.take(f"{name}_proj.{end}", rows, *columns) for name, rows in parts]
         if len(parts) == 3:
             tensors[:2] = [_interleave(tensor, arch.head_dim) for tensor in tensors[:2]]
-        whole = torch.cat(tensors)
-        return _transposed(whole) if columns else whole
+        return torch.cat(tensors)
 
     qkv = [(attention + "q", q), (attention + "k", k), (attention + "v", k)]
     gate_up = [(mlp + "gate", arch.intermediate), (mlp + "up", arch.intermediate)]
@@ -90,31 +86,20 @@ def _layer(source: _Source, arch: Architecture, prefix: str) -> LayerWeights:
 
     return LayerWeights(
         input_norm=source.take(prefix + "input_layernorm.weight", arch.hidden),
-        qkv=stacked(qkv, "weight", arch.hidden),
-        qkv_bias=stacked(qkv, "bias") if arch.qkv_bias else None,
+        qkv=linear(stacked(qkv, "weight", arch.hidden), stacked(qkv, "bias") if arch.qkv_bias else None),
         query_norm=head_norm("q"),
         key_norm=head_norm("k"),
-        output=_transposed(source.take(attention + "o_proj.weight", arch.hidden, q)),
-        output_bias=source.take(attention + "o_proj.bias", arch.hidden) if arch.output_bias else None,
+        output=linear(
+            source.take(attention + "o_proj.weight", arch.hidden, q),
+            source.take(attention + "o_proj.bias", arch.hidden) if arch.output_bias else None,
+        ),
         mlp_norm=source.take(prefix + "post_attention_layernorm.weight", arch.hidden),
-        gate_up=stacked(gate_up, "weight", arch.hidden),
-        gate_up_bias=stacked(gate_up, "bias") if arch.mlp_bias else None,
-        down=_transposed(source.take(mlp + "down_proj.weight", arch.hidden, arch.intermediate)),
-        down_bias=source.take(mlp + "down_proj.bias", arch.hidden) if arch.mlp_bias else None,
+        gate_up=linear(stacked(gate_up, "weight", arch.hidden), stacked(gate_up, "bias") if arch.mlp_bias else None),
+        down=linear(
+            source.take(mlp + "down_proj.weight", arch.hidden, arch.intermediate),
+            source.take(mlp + "down_proj.bias", arch.hidden) if arch.mlp_bias else None,
+        ),
     )
-
-
-def _transposed(matrix: Tensor) -> Tensor:
-    """[out, in] of the files as [in, out], rows apart by no multiple of 4 KiB.
-
-    At hidden 384 this takes a core (Xeon, 2.5 GHz, float32) 0.4 to 0.9 of the time of [out, in] at 1 to 128 rows. With
-    rows 8 KiB apart they fall on the same cache lines, and 128 rows × 2048 columns take twice as long as padded ones.
-    """
-    columns = matrix.shape[0]
-    padding = 64 // matrix.element_size() if columns * matrix.element_size() % 4096 == 0 else 0
-    rows = matrix.new_zeros(matrix.shape[1], columns + padding)
-    rows[:, :columns] = matrix.t()
-    return rows[:, :columns]
 
 
 def _interleave(rows: Tensor, head_dim: int) -> Tensor:

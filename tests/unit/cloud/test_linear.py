@@ -1,0 +1,44 @@
+"""Packed and plain products are the same product."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiermesh.cloud.linear import Linear, PackedLinear, PlainLinear, linear
+
+sizes = st.integers(1, 70)
+
+
+@pytest.mark.parametrize("kind", [linear, PackedLinear, PlainLinear])
+@settings(max_examples=40, deadline=None)
+@given(rows=sizes, inner=sizes, out=sizes, biased=st.booleans(), seed=st.integers(0, 99))
+def test_products_are_those_of_the_definition(
+    kind: type[Linear], rows: int, inner: int, out: int, biased: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    weight, bias = drawn(out, inner), drawn(out) if biased else None
+    inputs, added = drawn(rows, inner), drawn(rows, out)
+    expected = inputs.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    product = kind(weight, bias)  # type: ignore[call-arg]
+    torch.testing.assert_close(product(inputs).double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(product.add_to(added, inputs).double(), added.double() + expected, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_is_multiplied_as_well_as_it_can_be() -> None:
+    weight, inputs = torch.randn(48, 32), torch.randn(5, 32)
+    for dtype in (torch.bfloat16, torch.float16):
+        product = linear(weight.to(dtype))(inputs.to(dtype))
+        assert product.dtype is dtype
+        torch.testing.assert_close(product.float(), inputs @ weight.t(), rtol=0.05, atol=0.3)
+
+
+def test_the_weight_may_be_forgotten() -> None:
+    weight = torch.randn(16, 16)
+    packed, expected = linear(weight), torch.ones(1, 16) @ weight.t()
+    weight.zero_()
+    torch.testing.assert_close(packed(torch.ones(1, 16)), expected)
