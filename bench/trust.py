@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     """Labels the pool, resamples, prints and writes the shares of resamples in which the bound did not hold."""
     parser = argparse.ArgumentParser(prog="tiermesh bench trust", description=__doc__)
     parser.add_argument("--commands", type=int, default=2800)
-    parser.add_argument("--code", type=int, default=300)
+    parser.add_argument("--code", type=int, default=250)
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--calibrated", type=float, default=0.6, help="share of the pool that calibrates")
     parser.add_argument("--model", type=Path, default=starter())
