@@ -38,6 +38,8 @@ class Ended:
     reason: FinishReason
     answer_tokens: int
     timings: tuple[Timing, ...]
+    cached_prompt_tokens: int = 0
+    """Of the prompt: whose KV was there already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ class Progress:
         if rest:
             self.outputs.append(Produced(self.sequence.answer_length, (), rest))
         length = min(self.sequence.answer_length, self.sequence.max_tokens)
-        self.outputs.append(Ended(reason, length, self.stages.timings(now)))
+        self.outputs.append(Ended(reason, length, self.stages.timings(now), self.sequence.cached_prompt_tokens))
 
     def _verified(self, now: float) -> None:
         """The longest beginning of the draft that the model would have chosen itself, and its own id behind it."""

@@ -131,13 +131,14 @@ class Worker:
         self._running[request_id] = number
         outcome = "cancelled"
         try:
-            yield Started(request_id, self.served.info.id, request.tier, Quality.EXACT)
+            yield Started(request_id, self.served.info.id, self.engine.tiers.named(request.tier), Quality.EXACT)
             while not isinstance(output := await outbox.take(), Ended):
                 assert isinstance(output, Produced)
                 yield Tokens(output.ids, output.text, Origin.CLOUD, output.logprobs)
             outcome = output.reason.value
             self.metrics.answered(output)
-            yield Finished(output.reason, usage_of(len(prompt), output.answer_tokens), output.timings)
+            usage = usage_of(len(prompt), output.answer_tokens, output.cached_prompt_tokens)
+            yield Finished(output.reason, usage, output.timings)
         except TiermeshError as error:
             outcome = error.reason
             raise
@@ -160,6 +161,7 @@ class Worker:
             sampling=with_seed(request.sampling),
             deadline_s=request.deadline_s,
             answer_start=request.answer_start,
+            tier=request.tier,
         )
         outbox = Outbox()
         number = self.engine.submit(submission, outbox.put)
@@ -210,6 +212,7 @@ def submission_of(request: Request, prompt: list[int], job: Job, served: Served)
         served.eos_ids | frozenset(request.stop_ids),
         request.logprobs,
         request.deadline_s,
+        tier=request.tier,
     )
 
 
@@ -220,11 +223,14 @@ def with_seed(sampling: Sampling) -> Sampling:
     return replace(sampling, seed=secrets.randbits(64))
 
 
-def usage_of(prompt_tokens: int, answer_tokens: int, asks: int = 0, handed_over: bool = False) -> Usage:
-    """What an answer of this worker took; all of it is billed."""
+def usage_of(
+    prompt_tokens: int, answer_tokens: int, cached_prompt_tokens: int, asks: int = 0, handed_over: bool = False
+) -> Usage:
+    """What an answer of this worker took; all of it is billed, what was found computed too."""
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=answer_tokens,
+        cached_prompt_tokens=cached_prompt_tokens,
         billed_tokens=prompt_tokens + answer_tokens,
         asks=asks,
         handed_over=handed_over,
