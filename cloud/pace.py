@@ -1,11 +1,12 @@
 """How many tokens of prompts a step may read while others wait for their next token.
 
-Whoever decodes waits for the whole step, so a prompt is read in chunks that prolong it by a bounded share: by 0.6 of what
-the step would take without any, or, where more sequences read than decode, by as many times that as there are more:
-then all get the same share of the time. So one long prompt costs eight streams 1.6 times their usual wait for a token,
+Whoever decodes waits for the whole step, so prompts are read in chunks that prolong it by a bounded share: by 0.6 of
+what the step would take without them, or by the number of those who read per one who decodes, if that is more: then all
+get the same share of the time. So a long prompt makes eight streams wait 1.6 times as long for a token as they would,
 and sixteen prompts that come together don't crawl because one of them was read first.
 
-How long a step takes without reading, and a read token with it, is measured as the steps go by. Pure: durations come in.
+How long a step takes without reading, and what a read token adds, is measured as the steps go by. Pure: durations come
+in.
 """
 
 from __future__ import annotations

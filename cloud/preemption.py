@@ -1,8 +1,8 @@
 """Who gives way, when there are more sequences than slots or KV blocks.
 
-A sequence that waits takes the place of lower tiers, never of its own or a higher one. One that runs and can't grow takes
-the blocks of whoever ranks behind it. The victim is of the lowest tier; among those the one with the least to compute
-again; then the one that frees the most.
+A sequence that waits takes the place of lower tiers, never of its own or a higher one. One that runs and can't grow
+takes the blocks of whoever ranks behind it. The victim is of the lowest tier; among those the one with the least to
+compute again; then the one that frees the most.
 
 Nobody gives way more than twice: after that a sequence runs only where all that it may ever need is free, and keeps it.
 """

@@ -13,8 +13,8 @@ that the ask finds the KV there.
 
 A sequence never has a prefill or a decode phase: it has known tokens, drafts, and a count of those whose KV is in the
 pool. What a step runs is what lies behind that count. Only while it runs does it hold blocks; preempted or between two
-asks it has a lease on them, and goes on from what is left of it. Rolling back a draft is lowering the count, and moves no
-memory.
+asks it has a lease on them, and goes on from what is left of it. Rolling back a draft is lowering the count, and moves
+no memory.
 
 Planning a step, and whatever takes the sequence out of it, begins a new epoch; results of an older one are dropped.
 """

@@ -1,12 +1,12 @@
 """Who steps: sequences, a token budget and free blocks in, a plan out. No clock, no tensors, no I/O.
 
 Sequences are ranked by tier, then by when they are due, then by arrival. The first that waits is let in as soon as it
-has a slot and blocks for all tokens known so far, if need be in place of lower tiers (`preemption.py`); nobody overtakes
-it.
+has a slot and blocks for all tokens known so far, if need be in place of lower tiers (`preemption.py`); nobody
+overtakes it.
 
-Each step gives a running sequence what it lacks, `tokens + drafts − computed`, out of one budget: first those that decode
-or verify, then those that read, in chunks (`pace.py`). While a higher tier reads, decoding lower ones pause, but for
-every eighth step.
+Each step gives a running sequence what it lacks, `tokens + drafts − computed`, out of one budget: first those that
+decode or verify, then those that read, in chunks (`pace.py`). While a higher tier reads, decoding lower ones pause, but
+for every eighth step.
 
 A session between two asks, and a preempted sequence, hold nothing; what they computed stays until somebody needs the
 room, and under its name (`prefix.py`) for longer than that.

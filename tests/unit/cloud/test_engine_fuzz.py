@@ -1,14 +1,14 @@
 """A stateful fuzzer over the engine: whatever happens in whatever order, everybody gets the answer of a run alone.
 
-The model is a fake whose KV is real: each position stores a hash of what lies before it, as read through the block table,
-and a choice depends on all that was stored. So a block that is lost, shared, stale or another tenant's shows in the text.
+The model is a fake whose KV is real: each position stores a hash of what lies before it, as read through the block
+table, and a choice depends on all that was stored. So a block that is lost, shared or stale shows in the text.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import pytest

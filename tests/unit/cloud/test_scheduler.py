@@ -59,7 +59,7 @@ def counts(plan: list[Work]) -> list[tuple[int, int]]:
 
 def settle(made: Scheduler) -> None:
     """Lets all that runs come to the point where it decodes."""
-    while any(s.reading for s in made.running) or made.waiting and len(made.running) < made.slots:
+    while any(s.reading for s in made.running) or (made.waiting and len(made.running) < made.slots):
         run(made)
 
 
