@@ -13,9 +13,10 @@ from ..common.errors import ConfigError
 from .architecture import Architecture, read_architecture
 from .batch import NULL_BLOCK, RESERVED_BLOCKS, TRASH_BLOCK, Rows, build_batch
 from .models import KvPool, Model
-from .request import Choice, Job
-from .sampler import Row, choose
+from .request import Choice
+from .sampler import choose
 from .scheduler import Work
+from .wanted import rows_of
 from .weights import load_weights
 
 BLOCK_SIZE = 16
@@ -93,7 +94,7 @@ class ModelRunner:
         ]
         batch = build_batch(rows, BLOCK_SIZE, self._placement.device, self._placement.dtype)
         logits = self._model.forward(batch, self._pool)
-        wanted = [row for work in plan for row in _sampler_rows(work)]
+        wanted = [row for work in plan for row in rows_of(work)]
         choices = iter(choose(logits, wanted) if wanted else ())
         return [[next(choices) for _ in range(work.wanted)] for work in plan]
 
@@ -102,24 +103,3 @@ class ModelRunner:
         spoiled = torch.tensor([NULL_BLOCK, TRASH_BLOCK, *blocks], device=self._placement.device)
         for layer in self._pool.layers:
             layer.index_fill_(0, spoiled, 0.0)
-
-
-def _sampler_rows(work: Work) -> list[Row]:
-    """How each wanted position of a work is to be chosen behind."""
-    sequence = work.sequence
-    end = sequence.computed + work.count
-    score = sequence.job is Job.SCORE
-    rows = []
-    for position in range(end - work.wanted, end):
-        follows = position + 1
-        rows.append(
-            Row(
-                sequence.sampling,
-                max(0, follows - sequence.prompt_length),
-                sequence.slice(0, follows) if sequence.sampling.penalized else (),
-                sequence.prompt_length,
-                sequence.tokens[follows] if score and follows < len(sequence.tokens) else None,
-                sequence.logprobs,
-            )
-        )
-    return rows

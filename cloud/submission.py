@@ -21,6 +21,7 @@ class Submission:
     stop_ids: frozenset[int] = frozenset()
     """Ids that end the answer, the model's own included."""
     logprobs: bool = False
+    top_logprobs: int = 0
     deadline_s: float | None = None
     """Time left."""
     delivered_ids: tuple[int, ...] = ()
@@ -41,6 +42,7 @@ class Submission:
             sampling=self.sampling,
             stop_ids=self.stop_ids,
             logprobs=self.logprobs or self.job is Job.SCORE,
+            top_logprobs=self.top_logprobs,
             deadline=None if self.deadline_s is None else now + self.deadline_s,
             arrival=number,
         )

@@ -36,10 +36,14 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 def random_words(seeds: Tensor, indices: Tensor, vocab_size: int, stream: int = SAMPLING_STREAM) -> Tensor:
     """The integers behind the noise: int64 [B, V] below 2³², for int64 `seeds` (bit patterns) [B] and `indices` [B]."""
     blocks = torch.arange((vocab_size + 3) // 4, device=seeds.device)[None]
+    return _lanes(seeds, indices, blocks, stream).flatten(1)[:, :vocab_size]
+
+
+def _lanes(seeds: Tensor, indices: Tensor, blocks: Tensor, stream: int) -> Tensor:
+    """The four words of each block of four ids: int64 [B, N, 4] for `blocks` [B or 1, N]."""
     index = indices[:, None]
     key = (seeds & _MASK)[:, None], (seeds >> 32 & _MASK)[:, None]
-    words = philox((index, blocks, torch.full_like(index, stream), torch.zeros_like(index)), key)
-    return torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
+    return torch.stack(philox((index, blocks, torch.full_like(index, stream), torch.zeros_like(index)), key), dim=-1)
 
 
 def gumbel(seeds: Tensor, indices: Tensor, vocab_size: int) -> Tensor:
@@ -47,5 +51,15 @@ def gumbel(seeds: Tensor, indices: Tensor, vocab_size: int) -> Tensor:
 
     Seeds are int64 holding the 64 bits of the unsigned seed.
     """
-    uniform = (random_words(seeds, indices, vocab_size).to(torch.float64) + 0.5) * 2.0**-32
+    return _variates(random_words(seeds, indices, vocab_size))
+
+
+def gumbel_at(seeds: Tensor, indices: Tensor, ids: Tensor) -> Tensor:
+    """The same noise of given `ids` alone, int64 [B, K]; float32 [B, K]."""
+    words = _lanes(seeds, indices, ids >> 2, SAMPLING_STREAM)
+    return _variates(words.gather(-1, (ids & 3)[..., None])[..., 0])
+
+
+def _variates(words: Tensor) -> Tensor:
+    uniform = (words.to(torch.float64) + 0.5) * 2.0**-32
     return torch.log1p(uniform.neg_()).neg_().log_().neg_().to(torch.float32)
