@@ -22,6 +22,8 @@ from ..common.telemetry import get_logger
 from ..common.text import Text
 from ..common.types import FinishReason
 from .blocks import BlockPool
+from .drafting import add_drafts
+from .drafts import DraftCounts
 from .outputs import Ended, Failed, Output, Scored
 from .progress import Progress, Stages
 from .request import Choice, Job, Sequence, State
@@ -50,6 +52,8 @@ class EngineConfig:
     """Beyond this, requests are refused."""
     session_lease_s: float = 30.0
     """A session that has no ask for so long ends with LeaseExpired, and all that it holds is free."""
+    ngram_drafts: bool = True
+    """Whether sequences that generate draft what followed the same ids before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,10 @@ class EngineLoad:
     tokens: int = 0
     """Rows run, prompts and drafts included."""
     preemptions: int = 0
+    drafted: int = 0
+    """Ids that were drafted by looking back."""
+    accepted: int = 0
+    """Of these: what the model would have chosen too."""
 
 
 @dataclass(slots=True)
@@ -98,6 +106,7 @@ class Engine:
         self._outputs: list[tuple[Sink, Output]] = []
         self._foreseen: deque[tuple[float, Sequence]] = deque()
         """New sessions without an ask, and when each begins to read ahead."""
+        self._drafts = DraftCounts()
         self._numbers = itertools.count(1)
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -147,10 +156,17 @@ class Engine:
             self._take_commands()
             self._expire()
             self._read_ahead()
-            if plan := self._scheduler.plan():
+            if plan := self._plan():
                 self._step(plan)
             self._publish()
         self._publish()
+
+    def _plan(self) -> list[Work]:
+        plan = self._scheduler.plan()
+        if not self.config.ngram_drafts:
+            return plan
+        budget = max(self.config.slots, self.config.step_tokens) - sum(work.count for work in plan)
+        return add_drafts(plan, budget, self._scheduler.pool, self._drafts)
 
     def _take_commands(self) -> None:
         """All that came; waits for one when there is nothing to run."""
@@ -284,6 +300,8 @@ class Engine:
             steps=load.steps + 1,
             choices=load.choices + sum(work.wanted for work in plan),
             tokens=load.tokens + sum(work.count for work in plan),
+            drafted=self._drafts.drafted,
+            accepted=self._drafts.accepted,
         )
 
     def _publish(self) -> None:

@@ -74,6 +74,8 @@ class Progress:
         taken = sequence.choices[: stands + (not over)]
         over = over or taken[-1].token in sequence.stop_ids
         shown = taken[: len(taken) - over]
+        if sequence.drafter is not None:
+            sequence.drafter.saw(len(sequence.draft), stands, len(taken))
         sequence.draft.clear()
         sequence.choices.clear()
         sequence.tokens += [choice.token for choice in shown]

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ..common.types import Sampling, TopLogprobs
+from .drafts import Drafter
 from .tally import Tally
 
 
@@ -89,7 +90,7 @@ class Sequence:
     """Tokens, drafts included, whose KV is in the pool."""
     blocks: list[int] = field(default_factory=list)
     draft: list[int] = field(default_factory=list)
-    """Ids to be verified. Of an ask, the first `alone` were given by the edge."""
+    """Ids to be verified. Of an ask, the first `alone` were given by the edge. GENERATE: our guess, for one step."""
     alone: int = 0
     asked: bool = False
     """VERIFY: whether an ask waits for its verdict."""
@@ -97,6 +98,8 @@ class Sequence:
     """Of the wanted positions run so far in this round."""
     tally: Tally | None = None
     """Made when penalties first ask for it."""
+    drafter: Drafter | None = None
+    """Made when it is first to draft."""
     last_used: float = 0.0
     """When an idle session was opened or last had an answer, on the engine's clock."""
 
@@ -140,8 +143,11 @@ class Sequence:
         self.asked = True
 
     def forget(self) -> list[int]:
-        """Gives up the KV: returns the blocks, which the caller releases. Choices of this round are computed again."""
+        """Gives up the KV: returns the blocks, which the caller releases. Choices of this round are computed again, our
+        own guess is dropped."""
         blocks, self.blocks = self.blocks, []
         self.computed = 0
         self.choices.clear()
+        if self.job is Job.GENERATE:
+            self.draft.clear()
         return blocks
