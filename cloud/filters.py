@@ -2,7 +2,7 @@
 
 Whatever ties with the last that a filter keeps is kept too, so the allowed set depends on values alone. A sort of the
 vocabulary is what a filter need not cost: 84 ms a row at 152 k ids, 1.7 ms for the 256 largest; at 4 k ids 0.27 and
-0.04 ms. So the largest are looked at first, and only rows whose threshold lies behind them are sorted.
+0.04 ms. So the largest are looked at first, and only rows whose threshold lies behind all of `HEADS` are sorted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..common.types import Sampling
 
-HEAD = 256
-"""How many of the largest are looked at before a sort."""
+HEADS = 256, 2048
+"""How many of the largest are looked at. In the starter's code at T = 0.7 and top_p 0.9 the first do in 99 % of places,
+at T = 1 and top_p 0.95 in 25 %, and the second in 99 %."""
 
 
 def is_filtered(sampling: Sampling) -> bool:
@@ -29,13 +30,13 @@ def allowed(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     return scaled.masked_fill(scaled < threshold(ordered, ordered, samplings), -torch.inf)
 
 
-def allowed_head(scaled: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor, Tensor]:
-    """The allowed ids of each row among its `HEAD` largest.
+def allowed_head(scaled: Tensor, samplings: Sequence[Sampling], size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The allowed ids of each row among its `size` largest.
 
-    Values, −inf where forbidden, and ids, both [R, HEAD] or [R, V] if that is less; and whether that is all that is
+    Values, −inf where forbidden, and ids, both [R, size] or [R, V] if that is less; and whether that is all that is
     allowed, bool [R].
     """
-    ordered, ids = scaled.topk(min(HEAD, scaled.shape[-1]), dim=-1)
+    ordered, ids = scaled.topk(min(size, scaled.shape[-1]), dim=-1)
     least = threshold(ordered, scaled, samplings)
     last = ordered[:, -1:]
     kth = ordered.gather(1, _kth(samplings, ordered))

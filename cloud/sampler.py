@@ -16,7 +16,7 @@ from torch import Tensor
 from ..common.types import Sampling, TopLogprobs
 from ..kernels.noise import gumbel, gumbel_at
 from .adjust import adjust
-from .filters import allowed, allowed_head, is_filtered
+from .filters import HEADS, allowed, allowed_head, is_filtered
 from .request import Choice
 from .tally import Seen
 
@@ -78,16 +78,21 @@ def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 
 def _draw_filtered(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """The same from what the filters leave: noise is drawn for the ids that may win alone, if those are few."""
-    samplings, scaled = [row.sampling for row in rows], _scaled(logits, rows)
-    values, ids, whole = allowed_head(scaled, samplings)
-    scores = values + gumbel_at(*_seeds(rows, logits), ids)
-    # Of equal scores the smallest id wins, as over the whole vocabulary: the largest come in no order of ids.
-    best = scores == scores.amax(dim=-1, keepdim=True)
-    tokens = ids.masked_fill(~best, logits.shape[-1]).amin(dim=-1)
-    rest = [i for i, known in enumerate(whole.tolist()) if not known]
-    if rest:
-        some = [rows[i] for i in rest]
-        tokens[rest] = _noise(some, logits).add_(allowed(scaled[rest], [samplings[i] for i in rest])).argmax(dim=-1)
+    scaled = _scaled(logits, rows)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    rest = list(range(len(rows)))
+    for size in HEADS:
+        part, some = scaled[rest], [rows[i] for i in rest]
+        values, ids, whole = allowed_head(part, [row.sampling for row in some], size)
+        scores = values + gumbel_at(*_seeds(some, logits), ids)
+        # Of equal scores the smallest id wins, as over the whole vocabulary: the largest come in no order of ids.
+        best = scores == scores.amax(dim=-1, keepdim=True)
+        tokens[rest] = ids.masked_fill(~best, logits.shape[-1]).amin(dim=-1)
+        rest = [i for i, known in zip(rest, whole.tolist(), strict=True) if not known]
+        if not rest:
+            return tokens
+    some = [rows[i] for i in rest]
+    tokens[rest] = _noise(some, logits).add_(allowed(scaled[rest], [row.sampling for row in some])).argmax(dim=-1)
     return tokens
 
 

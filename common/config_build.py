@@ -210,6 +210,7 @@ def _cloud(section: CloudSection, base: Path, token: str | None) -> CloudConfig:
         threads=section.threads,
         slots=section.slots,
         session_lease_s=section.session_lease_ms / 1e3,
+        ngram_drafts=section.ngram_drafts,
         token=token,
     )
 

@@ -163,6 +163,7 @@ class CloudSection(_Section):
     threads: Annotated[int, Field(ge=0)] = 0
     slots: Positive = 32
     session_lease_ms: Positive = 30_000
+    ngram_drafts: bool = True
 
 
 class EdgeSection(_Section):

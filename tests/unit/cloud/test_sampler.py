@@ -13,13 +13,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tiermesh.cloud.adjust import adjust
-from tiermesh.cloud.filters import HEAD, allowed, allowed_head
+from tiermesh.cloud.filters import HEADS, allowed, allowed_head
 from tiermesh.cloud.sampler import Row, choose
 from tiermesh.cloud.tally import Seen, Tally
 from tiermesh.common.noise import gumbel
 from tiermesh.common.types import Sampling
 from tiermesh.edge.sampling import Picker
 
+HEAD = HEADS[0]
 NINES = {3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32}
 """99.9 % points of chi-square by degrees of freedom."""
 
@@ -126,7 +127,7 @@ def row_of(kind: Sampling, ids: list[int], prompt_length: int, **more: int) -> R
     return Row(kind, len(ids) - prompt_length, before, logprob=True, **more)
 
 
-@pytest.mark.parametrize("vocab", [50, 1000])
+@pytest.mark.parametrize("vocab", [50, 1000, 5000])
 def test_rows_of_unlike_requests_don_t_mix(vocab: int) -> None:
     torch.manual_seed(0)
     logits = torch.randn(30, vocab) * 3
@@ -172,7 +173,7 @@ def test_the_head_is_what_a_sort_leaves(steps: list[int], top_k: int, top_p: flo
     """Coarse values, so that many tie: either the head is all that is allowed, or it says that it is not."""
     sampling = Sampling(1.0, top_p, top_k, min_p)
     scaled = torch.tensor([steps]) / 8
-    values, ids, whole = allowed_head(scaled, [sampling])
+    values, ids, whole = allowed_head(scaled, [sampling], HEAD)
     expected = allowed(scaled, [sampling])[0]
     kept = ids[0][torch.isfinite(values[0])]
     if whole:
@@ -183,7 +184,7 @@ def test_the_head_is_what_a_sort_leaves(steps: list[int], top_k: int, top_p: flo
 def test_a_narrow_filter_needs_no_sort() -> None:
     scaled = torch.linspace(0, 30, 5000)[None]
     for sampling in (Sampling(1.0, top_k=40), Sampling(1.0, top_p=0.5), Sampling(1.0, min_p=0.9)):
-        assert allowed_head(scaled, [sampling])[2].all()
+        assert allowed_head(scaled, [sampling], HEAD)[2].all()
 
 
 def test_penalties_by_hand() -> None:
