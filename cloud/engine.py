@@ -24,6 +24,7 @@ from ..common.text import Text
 from ..common.types import FinishReason
 from .agenda import Agenda
 from .blocks import BlockPool
+from .drafting import add_drafts
 from .meter import EngineLoad, Meter
 from .outputs import Ended, Failed, Output, Scored
 from .prefix import Chain, Salts
@@ -56,6 +57,8 @@ class EngineConfig:
     """Highest first."""
     prefix_cache: bool = True
     """Whether a tenant's prompts find what was computed for the same beginning before."""
+    ngram_drafts: bool = True
+    """Whether sequences that generate draft what followed the same ids before."""
 
 
 @dataclass(slots=True)
@@ -155,11 +158,18 @@ class Engine:
         self._take_commands()
         self._expire()
         self._read_ahead()
-        plan = self._scheduler.plan()
+        plan = self._plan()
         self._meter.spent(schedule=self._clock.now() - began)
         if plan:
             self._step(plan)
         self._publish()
+
+    def _plan(self) -> list[Work]:
+        plan = self._scheduler.plan()
+        if not self.config.ngram_drafts:
+            return plan
+        budget = self._scheduler.step_tokens - sum(work.count for work in plan)
+        return add_drafts(plan, budget, self._scheduler.pool, self._meter.drafts)
 
     def _take_commands(self) -> None:
         with suppress(Empty):

@@ -41,6 +41,7 @@ def load_worker(config: CloudConfig, name: str | None = None) -> Worker:
         session_lease_s=config.session_lease_s,
         tiers=config.tiers,
         prefix_cache=config.prefix_cache,
+        ngram_drafts=config.ngram_drafts,
     )
     engine = Engine(runner, text, limits)
     found = digests(config.model)

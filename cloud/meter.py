@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 
+from .drafts import DraftCounts
 from .request import Sequence
 from .runner import Outcome
 from .scheduler import Scheduler, Work
@@ -43,6 +44,10 @@ class EngineLoad:
     """`tokens` by kind: prefill, decode, draft."""
     prompts: Mapping[str, int] = field(default_factory=dict)
     """Tokens of prompts that began, by whether they were cached or computed."""
+    drafted: int = 0
+    """Ids that were drafted by looking back."""
+    accepted: int = 0
+    """Of these: what the model would have chosen too."""
     preemptions: Mapping[str, int] = field(default_factory=dict)
     """By what was short: slots, kv, growth."""
     parts_s: Mapping[str, float] = field(default_factory=dict)
@@ -54,6 +59,8 @@ class Meter:
 
     def __init__(self, slots: int) -> None:
         self.load = EngineLoad(slots)
+        self.drafts = DraftCounts()
+        """Counted by the drafters."""
         self._rows = {"prefill": 0, "decode": 0, "draft": 0}
         self._prompts = {"cached": 0, "computed": 0}
         self._parts_s = dict.fromkeys(PARTS, 0.0)
@@ -102,6 +109,8 @@ class Meter:
             kv_named=pool.named / pool.total,
             rows=dict(self._rows),
             prompts=dict(self._prompts),
+            drafted=self.drafts.drafted,
+            accepted=self.drafts.accepted,
             preemptions=dict(scheduler.preemptions),
             parts_s=dict(self._parts_s),
         )

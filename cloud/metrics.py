@@ -32,6 +32,8 @@ class _EngineFigures(Collector):
             ("steps", "Passes of the model.", load.steps),
             ("tokens", "Tokens run, prompts and drafts included.", load.tokens),
             ("choices", "Positions at which the model chose.", load.choices),
+            ("ngram_drafted", "Ids drafted by looking back.", load.drafted),
+            ("ngram_accepted", "Of these: what the model would have chosen too.", load.accepted),
         ):
             yield CounterMetricFamily(f"tiermesh_cloud_{name}", help_text, value)
         for name, help_text, label, values in (

@@ -64,14 +64,14 @@ class _Session:
     def _frame(self, output: Output) -> DownFrame:
         session, attempt = self.opening.session, self.opening.attempt
         match output:
-            case Produced(position, ids, text, logprobs):
-                return RelayTokens(session, attempt, position, ids, text, logprobs)
-            case Verified(position, stands, next_id, choices, logprobs, compute_s):
+            case Produced(position, ids, text, logprobs, top):
+                return RelayTokens(session, attempt, position, ids, text, logprobs, top_logprobs=top)
+            case Verified(position, stands, next_id, choices, logprobs, compute_s, top):
                 assert self.asked is not None
                 self.peer.worker.metrics.verified(len(self.asked.draft_ids), stands)
                 self.asked = None
                 self.position = position + stands + (next_id is not None)
-                return Verdict(session, attempt, position, stands, next_id, choices, logprobs, compute_s)
+                return Verdict(session, attempt, position, stands, next_id, choices, logprobs, compute_s, top)
             case Ended(reason, answer_tokens, timings, cached):
                 self.peer.worker.metrics.answered(output)
                 usage = usage_of(len(self.submission.prompt), answer_tokens, cached, self.asks, self.handed_over)

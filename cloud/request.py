@@ -26,9 +26,11 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from ..common.types import Sampling
+from ..common.types import Sampling, TopLogprobs
 from .blocks import Lease
+from .drafts import Drafter
 from .prefix import Chain
+from .tally import Tally
 
 
 class State(Enum):
@@ -58,6 +60,8 @@ class Choice:
     """Natural logarithm of the choice's probability under the raw logits; NaN unless asked for."""
     given_logprob: float = math.nan
     """The same of the id that follows in the sequence; NaN where none does."""
+    top: TopLogprobs = ()
+    """The most probable ids there, when asked for."""
     finite: bool = True
     """False when the logits were not: nothing else here means anything then."""
 
@@ -78,6 +82,8 @@ class Sequence:
     """Ids that end the answer and are not part of it."""
     logprobs: bool = False
     """Whether choices are to have their log-probabilities."""
+    top_logprobs: int = 0
+    """How many of the most probable ids each choice is to have beside it."""
     deadline: float | None = None
     """On the engine's clock."""
     arrival: int = 0
@@ -105,13 +111,16 @@ class Sequence:
     epoch: int = 0
     preemptions: int = 0
     draft: list[int] = field(default_factory=list)
-    """Ids to be verified. Of an ask, the first `alone` were given by the edge. Without one, they are our own guess, and
-    may be dropped at any time."""
+    """Ids to be verified. Of an ask, the first `alone` were given by the edge. GENERATE: our guess, for one step."""
     alone: int = 0
     asked: bool = False
     """VERIFY: whether an ask waits for its verdict."""
     choices: list[Choice] = field(default_factory=list)
     """Of the wanted positions run so far in this round."""
+    tally: Tally | None = None
+    """Made when penalties first ask for it."""
+    drafter: Drafter | None = None
+    """Made when it is first to draft."""
     last_used: float = 0.0
     """When an idle session was opened or last had an answer, on the engine's clock."""
 

@@ -15,9 +15,10 @@ from ..common.errors import ConfigError
 from .architecture import Architecture, read_architecture
 from .batch import NULL_BLOCK, RESERVED_BLOCKS, TRASH_BLOCK, Rows, build_batch
 from .models import KvPool, Model
-from .request import Choice, Job
-from .sampler import Row, choose
+from .request import Choice
+from .sampler import choose
 from .scheduler import Work
+from .wanted import rows_of
 from .weights import load_weights
 
 BLOCK_SIZE = 16
@@ -115,7 +116,7 @@ class ModelRunner:
         logits = self._model.forward(batch, self._pool)
         forwarded = perf_counter()
         logits, spoilt = _wanted(logits, plan)
-        wanted = [row for work in plan for row in _sampler_rows(work)]
+        wanted = [row for work in plan for row in rows_of(work)]
         choices = iter(choose(logits, wanted) if wanted else ())
         chosen = [[next(choices) for _ in range(work.wanted)] for work in plan]
         fine = [all(choice.finite for choice in given) and i not in spoilt for i, given in enumerate(chosen)]
@@ -145,24 +146,3 @@ def _wanted(logits: Tensor, plan: Sequence[Work]) -> tuple[Tensor, set[int]]:
         return logits, set()
     finite = torch.isfinite(logits[witnesses].sum(dim=-1)).tolist()
     return logits[kept], {i for i, good in zip(members, finite, strict=True) if not good}
-
-
-def _sampler_rows(work: Work) -> list[Row]:
-    """How each wanted position of a work is to be chosen behind."""
-    sequence = work.sequence
-    end = sequence.computed + work.count
-    score = sequence.job is Job.SCORE
-    rows = []
-    for position in range(end - work.wanted, end):
-        follows = position + 1
-        rows.append(
-            Row(
-                sequence.sampling,
-                max(0, follows - sequence.prompt_length),
-                sequence.slice(0, follows) if sequence.sampling.penalized else (),
-                sequence.prompt_length,
-                sequence.tokens[follows] if score and follows < len(sequence.tokens) else None,
-                sequence.logprobs,
-            )
-        )
-    return rows

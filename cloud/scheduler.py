@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .blocks import BlockPool, Lease
 from .pace import Pace
@@ -54,24 +54,6 @@ class Work:
         return max(0, self.sequence.computed + self.count - max(self.sequence.computed, len(self.sequence.tokens)))
 
 
-@dataclass(slots=True)
-class _Step:
-    """A plan in the making."""
-
-    budget: int
-    works: list[Work] = field(default_factory=list)
-
-    def give(self, sequence: Sequence, count: int) -> None:
-        sequence.epoch += 1
-        self.works.append(Work(sequence, count, sequence.epoch))
-        self.budget -= count
-
-    def take_back(self, sequence: Sequence) -> None:
-        """What a victim had been given already."""
-        self.budget += sum(work.count for work in self.works if work.sequence is sequence)
-        self.works = [work for work in self.works if work.sequence is not sequence]
-
-
 class Scheduler:
     """Waiting, running and idle sequences, and their blocks."""
 
@@ -87,7 +69,7 @@ class Scheduler:
         """The longest unused first."""
         self.preemptions = {"slots": 0, "kv": 0, "growth": 0}
         """By what was short: slots or KV for one that waited, KV for one that ran."""
-        self._step_tokens = max(slots, step_tokens)
+        self.step_tokens = max(slots, step_tokens)
         self._paused = 0
 
     @property
@@ -217,16 +199,28 @@ class Scheduler:
         sequence.published = sequence.computed // size
 
     def _share(self) -> list[Work]:
-        step = _Step(self._step_tokens)
-        ranked = sorted((s for s in self.running if s.pending), key=_rank)
-        readers = [s for s in ranked if s.reading]
-        deciders = self._unpaused([s for s in ranked if not s.reading], readers)
-        limit = self._reading_limit(readers, deciders)
-        for sequence in deciders:
-            self._give(step, sequence, step.budget)
-        for sequence in readers:
-            limit -= self._give(step, sequence, min(step.budget, limit))
-        return step.works
+        ready = self._with_blocks()
+        readers = [s for s in ready if s.reading]
+        deciders = self._unpaused([s for s in ready if not s.reading], readers)
+        works, budget = list[Work](), self.step_tokens
+        limits = {False: budget, True: self._reading_limit(readers, deciders)}
+        for sequence in (*deciders, *readers):
+            count = min(sequence.pending, budget, limits[sequence.reading])
+            if count:
+                sequence.epoch += 1
+                works.append(Work(sequence, count, sequence.epoch))
+                budget -= count
+                limits[sequence.reading] -= count
+        return works
+
+    def _with_blocks(self) -> list[Sequence]:
+        """Who can run, by rank, each with blocks for all of its tokens; who gave way for that is not among them."""
+        for sequence in sorted(self.running, key=_rank):
+            if sequence.state is State.RUNNING:
+                if sequence.job is Job.GENERATE:
+                    sequence.draft.clear()
+                self._make_room(sequence)
+        return sorted((s for s in self.running if s.pending), key=_rank)
 
     def _unpaused(self, deciders: list[Sequence], readers: list[Sequence]) -> list[Sequence]:
         """Those who decode or verify in this step."""
@@ -240,35 +234,17 @@ class Scheduler:
     def _reading_limit(self, readers: list[Sequence], deciders: list[Sequence]) -> int:
         """Tokens for all readers together; those of lower tiers than who decodes give them no more than their share."""
         if not readers or not deciders or readers[0].tier < deciders[0].tier:
-            return self._step_tokens
+            return self.step_tokens
         equals = sum(s.tier <= deciders[0].tier for s in readers)
         return self.pace.tokens(sum(s.pending for s in deciders), equals / len(deciders))
 
-    def _give(self, step: _Step, sequence: Sequence, room: int) -> int:
-        """Up to `room` tokens of a step, and how many it got."""
-        if sequence.state is not State.RUNNING or room <= 0:
-            return 0
-        count = min(sequence.pending, room)
-        if sequence.job is Job.GENERATE and not self._has_room(sequence, count):
-            sequence.draft.clear()
-            count = min(sequence.pending, count)
-        if not self._make_room(sequence, sequence.computed + count, step):
-            return 0
-        step.give(sequence, count)
-        return count
-
-    def _has_room(self, sequence: Sequence, count: int) -> bool:
-        return self.pool.missing(len(sequence.blocks), sequence.computed + count) <= self.pool.free
-
-    def _make_room(self, sequence: Sequence, tokens: int, step: _Step) -> bool:
-        """Blocks for `tokens` tokens, from those who rank behind if need be; False when `sequence` itself had to go."""
-        while not self.pool.grow(sequence.blocks, tokens):
+    def _make_room(self, sequence: Sequence) -> None:
+        """Blocks from those who rank behind, if none is free; from `sequence` itself where nobody does."""
+        while not self.pool.grow(sequence.blocks, sequence.computed + sequence.pending):
             victim = who_yields(sequence, self.running, self.pool)
-            step.take_back(victim)
             self._preempt(victim, "growth")
             if victim is sequence:
-                return False
-        return True
+                return
 
     def _preempt(self, victim: Sequence, short: str) -> None:
         """RUNNING → WAITING."""

@@ -23,6 +23,7 @@ class Submission:
     stop_ids: frozenset[int] = frozenset()
     """Ids that end the answer, the model's own included."""
     logprobs: bool = False
+    top_logprobs: int = 0
     deadline_s: float | None = None
     """Time left."""
     delivered_ids: tuple[int, ...] = ()
@@ -59,6 +60,7 @@ class Submission:
             sampling=self.sampling,
             stop_ids=self.stop_ids,
             logprobs=self.logprobs or self.job is Job.SCORE,
+            top_logprobs=self.top_logprobs,
             deadline=deadline,
             arrival=number,
             tier=tier,

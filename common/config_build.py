@@ -212,6 +212,7 @@ def _cloud(section: CloudSection, base: Path, tiers: tuple[TierConfig, ...], tok
         session_lease_s=section.session_lease_ms / 1e3,
         prefix_cache=section.prefix_cache,
         tiers=tiers,
+        ngram_drafts=section.ngram_drafts,
         token=token,
     )
 

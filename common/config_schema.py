@@ -164,6 +164,7 @@ class CloudSection(_Section):
     slots: Positive = 32
     session_lease_ms: Positive = 30_000
     prefix_cache: bool = True
+    ngram_drafts: bool = True
 
 
 class EdgeSection(_Section):

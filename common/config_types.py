@@ -116,6 +116,8 @@ class CloudConfig:
     """Whether a tenant's prompts find what was computed for the same beginning before."""
     tiers: tuple[TierConfig, ...]
     """The file's tiers, highest first."""
+    ngram_drafts: bool
+    """Whether answers draft what followed the same ids before: fewer passes where text repeats, the same text."""
     token: str | None
     """What routers must show; the file's `router.worker_token`."""
 

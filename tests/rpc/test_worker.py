@@ -213,11 +213,34 @@ async def test_a_deadline_ends_the_work(client: AsyncClient, served: Served) -> 
     await served.is_empty()
 
 
+async def test_bias_and_the_most_probable(client: AsyncClient, served: Served) -> None:
+    plain = await generated(client, temperature=0.0, top_logprobs=3)
+    assert [len(top) for top in plain.top_logprobs] == [3] * len(plain.token_ids)
+    for token, logprob, top in zip(plain.token_ids, plain.logprobs, plain.top_logprobs, strict=True):
+        assert top[0] == (token, pytest.approx(logprob, abs=1e-5))
+        assert list(top) == sorted(top, key=lambda pair: -pair[1])
+    banned = plain.token_ids[0]
+    second = plain.top_logprobs[0][1][0]
+    other = await generated(client, temperature=0.0, top_logprobs=1, logit_bias={banned: -100.0})
+    assert other.token_ids[0] == second
+    assert banned not in other.token_ids
+    assert other.top_logprobs[0][0][0] == banned, "log-probabilities are those of the raw logits"
+    with pytest.raises(InvalidRequest, match=r"logit_bias.*vocabulary"):
+        await generated(client, logit_bias={100_000: 1.0})
+    with pytest.raises(InvalidRequest, match="top_logprobs"):
+        await generated(client, top_logprobs=21)
+    await served.is_empty()
+
+
 async def test_score_and_count(client: AsyncClient, served: Served) -> None:
     text = PROMPT + "open the blinds"
     scores = await client.score(text)
     assert len(scores.logprobs) == len(scores.token_ids) - 1 == await client.count_tokens(text) - 1
     assert all(logprob <= 0 for logprob in scores.logprobs)
+    assert scores.top_logprobs == ()
+    top = (await client.score(text, top_logprobs=4)).top_logprobs
+    assert [len(place) for place in top] == [4] * len(scores.logprobs)
+    assert [place[0][0] for place in top] == list(scores.choices)
     (model,) = await client.models()
     assert model == served.worker.served.info
     await served.is_empty()

@@ -24,7 +24,7 @@ from tiermesh.cloud.preemption import MOST
 from tiermesh.cloud.prefix import Salts
 from tiermesh.cloud.request import Choice, Job, Sequence, State
 from tiermesh.cloud.runner import Outcome
-from tiermesh.cloud.scheduler import Scheduler, Work, _Step
+from tiermesh.cloud.scheduler import Scheduler, Work
 from tiermesh.cloud.submission import Submission
 from tiermesh.common.config import TierConfig
 from tiermesh.common.detokenize import Detokenizer
@@ -284,9 +284,11 @@ class EngineFuzz(RuleBasedStateMachine):
         return [a for a in self._alive() if a.submission.job is Job.VERIFY and not (a.asked or a.handed_over)]
 
     @precondition(lambda self: self._askable())
-    @rule(data=st.data(), alone=st.integers(0, 3), size=st.integers(0, 8), wrong=st.integers(0, 9), over=st.booleans())
+    @rule(data=st.data(), alone=st.integers(0, 3), size=st.integers(0, 10), wrong=st.integers(0, 9), over=st.booleans())
     def ask(self, data: st.DataObject, alone: int, size: int, wrong: int, over: bool) -> None:
-        asker = data.draw(st.sampled_from(self._askable()))
+        reading = {s.id for s in self.scheduler.running if s.reading}
+        askable = [a for a in self._askable() if a.number in reading] or self._askable()
+        asker = data.draw(st.sampled_from(askable))
         room = asker.submission.max_tokens + 1 - len(asker.ids)
         if room <= 0 or EOS in asker.ids:
             return
@@ -332,7 +334,7 @@ class EngineFuzz(RuleBasedStateMachine):
         """A pass whose results come when other things have happened meanwhile."""
         EngineFuzz.steps += 1
         self.engine._take_commands()
-        if plan := self.scheduler.plan():
+        if plan := self.engine._plan():
             self.late = plan, self.runner.run(plan), self.clock.now()
 
     @precondition(lambda self: self.late is not None)
@@ -440,14 +442,12 @@ def half_blocks_published(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Scheduler, "publish", eager)
 
 
-def drafts_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was drafted is taken for certain while it is verified."""
-    pause = Sequence.pause
+def choices_outlive_a_preemption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was chosen of a draft before stays, and is counted again."""
 
     def forgetful(self: Sequence) -> None:
-        computed = self.computed
-        pause(self)
-        self.computed = computed
+        self.epoch += 1
+        self.computed = min(self.computed, self.first_wanted)
 
     monkeypatch.setattr(Sequence, "pause", forgetful)
 
@@ -459,7 +459,14 @@ def late_results_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def victims_stay_in_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever gave way is run all the same, on blocks that are another's."""
-    monkeypatch.setattr(_Step, "take_back", lambda self, sequence: None)
+    with_blocks = Scheduler._with_blocks
+
+    def all_of_them(self: Scheduler) -> list[Sequence]:
+        ready = [s for s in self.running if s.pending]
+        with_blocks(self)
+        return ready
+
+    monkeypatch.setattr(Scheduler, "_with_blocks", all_of_them)
 
 
 def lost_blocks_regained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,7 +505,7 @@ def equals_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
 PLANTED = [
     released_twice,
     half_blocks_published,
-    drafts_published,
+    choices_outlive_a_preemption,
     late_results_taken,
     victims_stay_in_the_step,
     lost_blocks_regained,
