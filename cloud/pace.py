@@ -29,31 +29,35 @@ class Pace:
 
     def __init__(self) -> None:
         self._plain: dict[int, float] = {}
-        """Seconds of steps that read nothing, by the magnitude of their rows."""
+        """Seconds of steps that read nothing, by the magnitude of the number who decode."""
         self._per_token = 0.0
         """Seconds that a read token adds to a step."""
         self._readings = 0
         """Steps in a row that read."""
 
-    def observe(self, rows: int, read: int, seconds: float) -> None:
-        """A step ran `rows` rows for sequences that decode, and `read` for others."""
-        magnitude = rows.bit_length()
+    def observe(self, deciders: int, read: int, seconds: float) -> None:
+        """In a step `deciders` sequences decoded or verified, and `read` tokens were read for others."""
         if not read:
             self._readings = 0
-            self._plain[magnitude] = _mean(self._plain.get(magnitude), seconds)
+            self._plain[deciders.bit_length()] = _mean(self._known(deciders), seconds)
             return
         self._readings += 1
-        added = seconds - self._plain.get(magnitude, 0.0) if rows else seconds
+        added = seconds - (self._known(deciders) or 0.0) if deciders else seconds
         self._per_token = _mean(self._per_token or None, max(0.0, added) / read)
 
-    def tokens(self, rows: int, readers_per_decoder: float) -> int:
-        """What the next step may read beside `rows` rows that decode; 0 lets it be measured without."""
-        plain = self._plain.get(rows.bit_length())
-        if plain is None or self._readings >= _UNTIL_MEASURED:
+    def tokens(self, deciders: int, readers_per_decider: float) -> int:
+        """What the next step may read while others decode; 0 lets a step without it be measured."""
+        if self._readings >= _UNTIL_MEASURED:
             return 0
-        if not self._per_token:
+        plain = self._known(deciders)
+        if not plain or not self._per_token:
             return _LEAST
-        return max(_LEAST, int(max(_SHARE, readers_per_decoder) * plain / self._per_token))
+        return max(_LEAST, int(max(_SHARE, readers_per_decider) * plain / self._per_token))
+
+    def _known(self, deciders: int) -> float | None:
+        """The time of as many, or of the next fewer that were measured."""
+        magnitude = deciders.bit_length()
+        return next((self._plain[m] for m in range(magnitude, 0, -1) if m in self._plain), None)
 
 
 def _mean(mean: float | None, value: float) -> float:

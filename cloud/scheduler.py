@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from .blocks import BlockPool, Lease
@@ -145,12 +146,10 @@ class Scheduler:
         """Whether a result of `work` still means something: False once its sequence was planned anew or left."""
         return work.epoch == work.sequence.epoch
 
-    def observe(self, plan: Iterable[Work], seconds: float) -> None:
+    def observe(self, plan: Many[Work], seconds: float) -> None:
         """A plan took this long; called before its results are taken in."""
-        rows = {False: 0, True: 0}
-        for work in plan:
-            rows[work.read > 0] += work.count
-        self.pace.observe(rows[False], rows[True], seconds)
+        read = sum(work.count for work in plan if work.read)
+        self.pace.observe(sum(not work.read for work in plan), read, seconds)
 
     def publish(self, sequence: Sequence) -> None:
         """Names the full blocks that were computed; called once a step's values are known to be finite."""
@@ -236,7 +235,7 @@ class Scheduler:
         if not readers or not deciders or readers[0].tier < deciders[0].tier:
             return self.step_tokens
         equals = sum(s.tier <= deciders[0].tier for s in readers)
-        return self.pace.tokens(sum(s.pending for s in deciders), equals / len(deciders))
+        return self.pace.tokens(len(deciders), equals / len(deciders))
 
     def _make_room(self, sequence: Sequence) -> None:
         """Blocks from those who rank behind, if none is free; from `sequence` itself where nobody does."""
