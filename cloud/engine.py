@@ -194,9 +194,8 @@ class Engine:
         if sequence.deadline is not None:
             self._deadlines.add(sequence.deadline, number)
         if submission.job is Job.VERIFY:
-            now = self._clock.now()
-            self._scheduler.park(sequence, now)
-            self._foreseen.add(now + self.load.step_s, number)
+            self._scheduler.park(sequence, submitted)
+            self._foreseen.add(self._clock.now() + self.load.step_s, number)
         else:
             self._scheduler.add(sequence)
             self._emit(sequence, progress.begin(submitted))

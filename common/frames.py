@@ -234,6 +234,10 @@ class Load:
     step_s: float
     """Mean duration of the recent steps."""
     draining: bool = False
+    prefix_hit: float = 0.0
+    """Mean share of the recent prompts that was found computed, 0 to 1."""
+    preemptions: int = 0
+    """Sequences that gave way to others, since the start."""
 
 
 UpFrame = Hello | Open | Ask | Close | UsageReport

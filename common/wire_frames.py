@@ -259,7 +259,8 @@ def _session_error_to(x: f.SessionError) -> rpb.DownFrame:
 
 
 def _load_from(pb: rpb.Load) -> f.Load:
-    return f.Load(pb.slots, pb.running, pb.waiting, pb.kv_free, pb.step_ms / 1000, pb.draining)
+    step_s, hit = pb.step_ms / 1000, pb.prefix_hit
+    return f.Load(pb.slots, pb.running, pb.waiting, pb.kv_free, step_s, pb.draining, hit, pb.preemptions)
 
 
 def _load_to(x: f.Load) -> rpb.DownFrame:
@@ -270,6 +271,8 @@ def _load_to(x: f.Load) -> rpb.DownFrame:
         kv_free=x.kv_free,
         step_ms=x.step_s * 1000,
         draining=x.draining,
+        prefix_hit=x.prefix_hit,
+        preemptions=x.preemptions,
     )
     return rpb.DownFrame(load=load)
 

@@ -186,6 +186,32 @@ async def test_thirty_at_once_on_four_slots(client: AsyncClient, served: Served)
     await served.is_empty()
 
 
+async def test_what_was_computed_is_found_by_its_tenant_alone_and_told(client: AsyncClient, served: Served) -> None:
+    prompt = PROMPT * 8
+    first, again = [await client.generate(prompt, max_tokens=6) for _ in range(2)]
+    whole = first.usage.prompt_tokens
+    assert (first.usage.cached_prompt_tokens, again.usage.cached_prompt_tokens) == (0, (whole - 1) // 16 * 16)
+    assert (again.token_ids, again.usage.billed_tokens) == (first.token_ids, first.usage.billed_tokens)
+    async with relay(served) as raw:
+        for session, (tenant, cached) in enumerate((("a", False), ("a", True), ("b", False)), 1):
+            plain = {"prompt": prompt, "max_tokens": 6, "sampling": Sampling()}
+            await raw.send(opening(session, mode=SessionMode.GENERATE, tenant=tenant, **plain))
+            ids, _, end = await raw.until_end()
+            assert tuple(ids) == first.token_ids
+            assert isinstance(end, RelayFinished)
+            assert bool(end.usage.cached_prompt_tokens) == cached
+    told = served.worker.metrics.registry.get_sample_value
+    assert told("tiermesh_cloud_prompt_tokens_total", {"source": "cached"}) == 2 * again.usage.cached_prompt_tokens
+    assert told("tiermesh_cloud_prompt_tokens_total", {"source": "computed"}) == (
+        5 * whole - 2 * again.usage.cached_prompt_tokens
+    )
+    assert told("tiermesh_cloud_rows_total", {"kind": "decode"}) >= 5 * 6
+    assert told("tiermesh_cloud_preemptions_total", {"short": "slots"}) == 0
+    for part in ("schedule", "prepare", "forward", "sample", "publish"):
+        assert told("tiermesh_cloud_step_part_seconds_total", {"part": part}) > 0
+    await served.is_empty()
+
+
 async def test_a_client_that_leaves_frees_its_sequence(client: AsyncClient, served: Served) -> None:
     stream = client.stream(PROMPT, max_tokens=450, temperature=1.5, seed=3)
     async for event in stream:

@@ -782,6 +782,8 @@ class Load(_message.Message):
     KV_FREE_FIELD_NUMBER: _builtins.int
     STEP_MS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    PREFIX_HIT_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     running: _builtins.int
     waiting: _builtins.int
@@ -790,6 +792,10 @@ class Load(_message.Message):
     step_ms: _builtins.float
     """Mean duration of the recent steps."""
     draining: _builtins.bool
+    prefix_hit: _builtins.float
+    """Mean share of the recent prompts that was found computed, 0 to 1."""
+    preemptions: _builtins.int
+    """Sequences that gave way to others, since the start."""
     def __init__(
         self,
         *,
@@ -799,10 +805,12 @@ class Load(_message.Message):
         kv_free: _builtins.float = ...,
         step_ms: _builtins.float = ...,
         draining: _builtins.bool = ...,
+        prefix_hit: _builtins.float = ...,
+        preemptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "kv_free", b"kv_free", "running", b"running", "slots", b"slots", "step_ms", b"step_ms", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "kv_free", b"kv_free", "preemptions", b"preemptions", "prefix_hit", b"prefix_hit", "running", b"running", "slots", b"slots", "step_ms", b"step_ms", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
