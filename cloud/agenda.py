@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from heapq import heapify, heappop, heappush
 
 _SLACK = 1024
@@ -29,7 +30,7 @@ class Agenda:
         """The first moment."""
         return self._entries[0][0] if self._entries else None
 
-    def sweep(self, alive: dict[int, object]) -> None:
+    def sweep(self, alive: Collection[int]) -> None:
         """Forgets entries of sequences that have ended, once there are many."""
         if len(self._entries) > 2 * len(alive) + _SLACK:
             self._entries = [entry for entry in self._entries if entry[1] in alive]

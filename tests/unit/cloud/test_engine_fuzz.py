@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -213,7 +213,8 @@ class EngineFuzz(RuleBasedStateMachine):
     """The engine without its thread: each rule is a command, the passing of time, or a step."""
 
     steps = 0
-    """Of all examples."""
+    seen: ClassVar[Counter[str]] = Counter()
+    """Both of all examples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -345,6 +346,7 @@ class EngineFuzz(RuleBasedStateMachine):
         late, self.late = self.late, None
         assert late is not None
         self.engine._take_commands()
+        self.seen["late results"] += sum(not self.scheduler.current(work) for work in late[0])
         self.engine._take_in(*late)
         self.engine._publish()
 
@@ -404,24 +406,37 @@ class EngineFuzz(RuleBasedStateMachine):
         assert all(asker.ending is not None for asker in self.askers.values()), "somebody waits for ever"
         assert self.pool.free == BLOCKS
         assert not self.pool._leased
+        load = self.engine.load
+        self.seen.update(load.preemptions)
+        self.seen.update({"cached": load.prompts["cached"], "drafted": load.drafted, "accepted": load.accepted})
+        self.seen.update(type(a.ending.error).__name__ for a in self.askers.values() if isinstance(a.ending, Failed))
+
+
+def raise_again(*_: Any, **__: Any) -> None:
+    raise
 
 
 @pytest.fixture(autouse=True)
 def no_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of spoilt sequences are no news here."""
-    monkeypatch.setattr("tiermesh.cloud.engine._log", SimpleNamespace(error=lambda *_, **__: None))
+    """What the engine would log and survive, a fault of a step or of a sink, is what is looked for here."""
+    quiet = SimpleNamespace(error=lambda *_, **__: None, exception=raise_again)
+    monkeypatch.setattr("tiermesh.cloud.engine._log", quiet)
 
 
 CI = settings(
-    max_examples=350, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=400, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 
 @pytest.mark.slow
 def test_whatever_happens_everybody_gets_the_answer_of_a_run_alone() -> None:
     EngineFuzz.steps = 0
+    EngineFuzz.seen.clear()
     run_state_machine_as_test(EngineFuzz, settings=CI)
     assert EngineFuzz.steps >= 20_000
+    events = ("slots", "kv", "growth", "late results", "cached", "drafted", "accepted")
+    ends = ("InternalError", "DeadlineExceeded", "LeaseExpired")
+    assert all(EngineFuzz.seen[event] > 20 for event in (*events, *ends)), EngineFuzz.seen
 
 
 def released_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,5 +541,6 @@ PLANTED = [
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_fuzzer_finds_what_is_planted(bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: Any) -> None:
     bug(monkeypatch)
+    once = settings(CI, phases=[Phase.generate], report_multiple_bugs=False, database=None)
     with pytest.raises((AssertionError, IndexError, ValueError, KeyError)):
-        run_state_machine_as_test(EngineFuzz, settings=settings(CI, phases=[Phase.generate], database=None))
+        run_state_machine_as_test(EngineFuzz, settings=once)
