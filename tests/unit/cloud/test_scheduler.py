@@ -68,9 +68,9 @@ def test_those_who_decode_go_before_a_prompt_and_prompts_by_rank() -> None:
     made.add(sequence(1, 6))
     run(made)
     made.add(sequence(2, 500))
-    made.add(sequence(3, 30, due=5.0))
+    made.add(sequence(3, 12, due=5.0))
     take_in(made, plan := made.plan())
-    assert counts(plan) == [(1, 1), (3, 16)], "due first, so read first"
+    assert counts(plan) == [(1, 1), (3, 8)], "due first, so read first"
     assert [work.sequence.id for work in made.plan()] == [1, 3, 2]
 
 
@@ -252,11 +252,12 @@ def test_a_long_prompt_prolongs_the_steps_of_those_who_decode_by_a_bounded_share
         assert sum(work.sequence is not long for work in plan) == 8, "all of them get on in every step"
         times.append(take_in(made, plan))
     assert max(times) < 2 * 0.004
-    assert len(times) < 2000 / 18, "and the prompt does get on"
+    assert len(times) < 2000 / 16, "and the prompt does get on"
 
 
 def test_prompts_that_come_together_share_the_time_with_the_first_that_decodes() -> None:
     pace = Pace()
     pace.observe(1, 0, 0.002)
-    pace.observe(0, 128, 0.0128)
-    assert pace.tokens(1, 0.1) == pace.tokens(1, 0.6) < pace.tokens(1, 15.0) == 300
+    pace.observe(0, 100, 0.012)  # A token adds 0.1 ms.
+    assert pace.tokens(1, 0.1) == pace.tokens(1, 0.6) == 12
+    assert pace.tokens(1, 15.0) == 300
