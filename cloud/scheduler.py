@@ -214,12 +214,13 @@ class Scheduler:
 
     def _with_blocks(self) -> list[Sequence]:
         """Who can run, by rank, each with blocks for all of its tokens; who gave way for that is not among them."""
-        for sequence in sorted(self.running, key=_rank):
+        ranked = sorted(self.running, key=_rank)
+        for sequence in ranked:
             if sequence.state is State.RUNNING:
                 if sequence.job is Job.GENERATE:
                     sequence.draft.clear()
                 self._make_room(sequence)
-        return sorted((s for s in self.running if s.pending), key=_rank)
+        return [s for s in ranked if s.state is State.RUNNING and s.pending]
 
     def _unpaused(self, deciders: list[Sequence], readers: list[Sequence]) -> list[Sequence]:
         """Those who decode or verify in this step."""
