@@ -64,11 +64,6 @@ class BlockPool:
         """Blocks that can be found, held or free."""
         return len(self._names)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that the whole pool holds."""
-        return self.total * self.block_size
-
     def missing(self, held: int, tokens: int) -> int:
         """Blocks that a sequence with `held` blocks lacks for `tokens` tokens."""
         return max(0, -(-tokens // self.block_size) - held)
