@@ -35,7 +35,14 @@ def load_worker(config: CloudConfig, name: str | None = None) -> Worker:
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) - 1))
     text, eos_ids = Text(config.model), frozenset(read_eos_ids(config.model))
     runner = load_runner(config.model, placement, config.slots)
-    limits = EngineConfig(config.slots, _STEP_TOKENS[placement.device.type], session_lease_s=config.session_lease_s)
+    limits = EngineConfig(
+        config.slots,
+        _STEP_TOKENS[placement.device.type],
+        session_lease_s=config.session_lease_s,
+        tiers=config.tiers,
+        prefix_cache=config.prefix_cache,
+        ngram_drafts=config.ngram_drafts,
+    )
     engine = Engine(runner, text, limits)
     found = digests(config.model)
     # A session may need one position behind the answer's last: an end-of-text id that is still to be verified.
