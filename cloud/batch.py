@@ -8,11 +8,13 @@ sequences it has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..kernels.paged import Group
 
 NULL_BLOCK = 0
 """Pads block tables; nothing is ever written to it, so what masked positions read is always zero."""
@@ -35,43 +37,6 @@ class Rows:
     """KV blocks of the sequence, enough for all positions up to the last of `tokens`."""
     wanted: int
     """Logits are wanted of this many of the last rows."""
-
-
-@dataclass(slots=True)
-class Group:
-    """A rectangle of rows: `sequences` × `query_length`, flat rows `start` to `stop`."""
-
-    start: int
-    stop: int
-    sequences: int
-    query_length: int
-    positions: Tensor
-    """int64 [sequences, query_length]."""
-    tables: Tensor
-    """Blocks of each sequence, padded with NULL_BLOCK; int64, flat: sequences × blocks."""
-    run: slice | None
-    """The blocks as one slice, where a sequence is alone in its group and its blocks are neighbours: no copy then."""
-    context: int
-    """Positions that attention looks at."""
-    dtype: torch.dtype
-    _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
-
-    def gather(self, kv: Tensor) -> Tensor:
-        """Keys and values of the group, [sequences, context, 2, KV heads, head size], out of one layer's pool."""
-        found = kv[self.run] if self.run is not None else kv.index_select(0, self.tables)
-        return found.view(self.sequences, -1, *kv.shape[2:])[:, : self.context]
-
-    def mask(self, window: int | None, share: int) -> Tensor:
-        """Additive mask [sequences, 1, query_length × share, context]: −inf on later positions and before a window."""
-        key = (window, share)
-        if key not in self._masks:
-            keys = torch.arange(self.context, device=self.positions.device)
-            hidden = keys > self.positions[..., None]
-            if window is not None:
-                hidden |= keys <= self.positions[..., None] - window
-            mask = torch.zeros(hidden.shape, dtype=self.dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
-            self._masks[key] = mask[:, None].repeat_interleave(share, dim=2)
-        return self._masks[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +128,10 @@ class _Rectangle:
             sequences=len(self._members),
             query_length=self.length,
             positions=_tensor(self.positions, device),
-            tables=_tensor(self.tables.ravel(), device),
+            tables=_tensor(self.tables, device),
             run=_run(self.tables),
             context=self.context,
+            even=self.length == 1 and bool((self.positions == self.context - 1).all()),
             dtype=dtype,
         )
 

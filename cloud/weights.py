@@ -28,8 +28,8 @@ class LayerWeights:
     input_norm: Tensor
     qkv: Linear
     """hidden → q + 2k."""
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    head_norms: tuple[Tensor, Tensor] | None
+    """Of query and key heads."""
     output: Linear
     """q → hidden."""
     mlp_norm: Tensor
@@ -79,16 +79,13 @@ def _layer(source: _Source, arch: Architecture, prefix: str) -> LayerWeights:
     qkv = [(attention + "q", q), (attention + "k", k), (attention + "v", k)]
     gate_up = [(mlp + "gate", arch.intermediate), (mlp + "up", arch.intermediate)]
 
-    def head_norm(name: str) -> Tensor | None:
-        if not arch.query_key_norm:
-            return None
+    def head_norm(name: str) -> Tensor:
         return _interleave(source.take(f"{attention}{name}_norm.weight", arch.head_dim), arch.head_dim)
 
     return LayerWeights(
         input_norm=source.take(prefix + "input_layernorm.weight", arch.hidden),
         qkv=linear(stacked(qkv, "weight", arch.hidden), stacked(qkv, "bias") if arch.qkv_bias else None),
-        query_norm=head_norm("q"),
-        key_norm=head_norm("k"),
+        head_norms=(head_norm("q"), head_norm("k")) if arch.query_key_norm else None,
         output=linear(
             source.take(attention + "o_proj.weight", arch.hidden, q),
             source.take(attention + "o_proj.bias", arch.hidden) if arch.output_bias else None,
