@@ -2,7 +2,7 @@
 
 Sequences are grouped by query length, rounded up to a power of two, and padded to the longest of their group: decoding
 sequences (one row each) never pay for a prompt in the same step, and a step has a handful of groups however many
-sequences it has.
+sequences it has. Where attention reads a group as a rectangle, sequences of unlike contexts part ways too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ TRASH_BLOCK = 1
 """Where padding rows write; no table holds it. Were it the null block, one sequence's NaN would reach all others."""
 
 RESERVED_BLOCKS = 2
+
+_PADDING = 400
+"""Positions of padding in a group's rectangle that cost a core as much as the calls of one more group.
+
+For 16 contexts of 32 to 700, attention in eight layers took 77 ms as one group, 43 with 100 to 800 here, 56 as 16.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,8 @@ def build_batch(rows: Sequence[Rows], block_size: int, device: torch.device, dty
     tokens, positions, slots, groups = [], [], [], []
     first_row = [0] * len(rows)
     at = 0
-    for members in _grouped(order, rows):
+    # On a GPU the kernels read each sequence as far as it goes.
+    for members in _grouped(order, rows, _PADDING if device.type == "cpu" else None):
         rectangle = _Rectangle([rows[i] for i in members], block_size)
         for place, i in enumerate(members):
             first_row[i] = at + place * rectangle.length
@@ -86,11 +93,28 @@ def _bucket(length: int) -> int:
     return (length - 1).bit_length()
 
 
-def _grouped(order: list[int], rows: Sequence[Rows]) -> list[list[int]]:
+def _grouped(order: list[int], rows: Sequence[Rows], padding: int | None) -> list[list[int]]:
+    """Members of each group: of like lengths, and with at most so many positions of padding beside the longest."""
     groups: dict[int, list[int]] = {}
     for i in order:
         groups.setdefault(_bucket(len(rows[i].tokens)), []).append(i)
-    return list(groups.values())
+    if padding is None:
+        return list(groups.values())
+    return [part for members in groups.values() for part in _parted(members, rows, padding)]
+
+
+def _parted(members: list[int], rows: Sequence[Rows], padding: int) -> list[list[int]]:
+    """One group as several, longest contexts first."""
+    contexts = {i: rows[i].start + len(rows[i].tokens) for i in members}
+    parts: list[list[int]] = []
+    longest = spent = 0
+    for i in sorted(members, key=lambda i: -contexts[i]):
+        spent += longest - contexts[i]
+        if not parts or spent > padding:
+            parts.append([])
+            longest, spent = contexts[i], 0
+        parts[-1].append(i)
+    return parts
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:

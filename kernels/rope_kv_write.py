@@ -5,8 +5,8 @@ eq. 34; the weights are permuted at load so that a pair's halves are neighbours)
 put through RMSNorm, as Qwen3 has it. Then slot s of kv gets the row's key and value.
 
 Shapes: qkv [rows, (heads + 2 · KV heads) · d]; turn complex64 [rows, 1, d / 2]; slots int64 [rows], block × block size
-+ offset; kv [blocks, block size, 2, KV heads, d]; norms [d]. The query part of qkv is rotated in place, and the key part
-may be. Rows of padding must name a slot that no table holds: to leave them out would cost a copy of the others.
++ offset; kv [blocks, block size, 2, KV heads, d]; norms [d]. The query part of qkv is rotated in place, maybe the key
+part too. Rows of padding must name a slot that no table holds: to leave them out would cost a copy of the others.
 """
 
 from __future__ import annotations
