@@ -1,7 +1,7 @@
 """Kernels on a GPU, as fractions of what its memory and its matrix units do.
 
-The device's own copy bandwidth and bfloat16 GEMM rate are measured first. Then each kernel of `kernels/` at the shapes of
-an 8 B model, beside torch doing the same; the figure is bytes that must move, by time, by copy bandwidth.
+The device's own copy bandwidth and bfloat16 GEMM rate are measured first. Then each kernel of `kernels/` at the shapes
+of an 8 B model, beside torch doing the same; the figure is bytes that must move, by time, by copy bandwidth.
 """
 
 from __future__ import annotations
