@@ -14,24 +14,20 @@ from ..common.telemetry import get_logger
 from .checkpoint import Report
 
 _EVERY_S = 5.0
-"""Between two events."""
+"""Between two events; a model that is loaded sooner has none."""
 
 
 @contextmanager
 def load_report(name: str, clock: Clock | None = None) -> Iterator[Report]:
-    """What hears of every tensor read of model `name`; logs at the end how long it took."""
-    clock = clock or MonotonicClock()
-    began = clock.now()
-    if sys.stderr.isatty():
-        with _bar(name) as report:
-            yield report
-    else:
-        yield _events(name, clock)
-    get_logger().info("model_loaded", model=name, seconds=round(clock.now() - began, 2))
+    """What hears of every tensor read of model `name`."""
+    with _bar(name) if sys.stderr.isatty() else _events(name, clock or MonotonicClock()) as report:
+        yield report
 
 
-def _events(name: str, clock: Clock) -> Report:
-    said = clock.now()
+@contextmanager
+def _events(name: str, clock: Clock) -> Iterator[Report]:
+    """A long load says how far it is, and in the end how long it took."""
+    began = said = clock.now()
 
     def report(read: int, total: int) -> None:
         nonlocal said
@@ -39,7 +35,9 @@ def _events(name: str, clock: Clock) -> Report:
             said = clock.now()
             get_logger().info("model_loading", model=name, read_bytes=read, of_bytes=total)
 
-    return report
+    yield report
+    if said > began:
+        get_logger().info("model_loaded", model=name, seconds=round(clock.now() - began, 2))
 
 
 @contextmanager

@@ -73,8 +73,9 @@ class Case:
     def by_triton(self) -> torch.Tensor:
         from tiermesh.kernels.attention_decode_triton import attention_decode
 
-        # Padding of a part that no query row has must not show either.
+        # Unlike the reference, the kernel reads neither the null block nor what lies behind a sequence's end.
         spoiled = self.kv.clone()
+        spoiled[0] = NAN
         for block, offset in self.tails:
             spoiled[block, offset] = NAN
         out = torch.full(self.query.shape, NAN, device=self.device, dtype=self.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -135,6 +136,24 @@ def test_progress_is_logged_now_and_then(tmp_path: Path) -> None:
     assert {event["of_bytes"] for event in under_way} == {total}
     assert read[-1] <= total
     assert (end["event"], end["model"]) == ("model_loaded", "some")
+
+
+def test_a_quick_load_logs_nothing(tmp_path: Path) -> None:
+    arch = read_architecture(write_random_model(tmp_path))
+    with capture_logs() as events, load_report("some") as report:
+        load_weights(tmp_path, arch, CPU, torch.float32, report)
+    assert events == []
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    arch = read_architecture(write_random_model(tmp_path))
+    with load_report("some") as report:
+        load_weights(tmp_path, arch, CPU, torch.float32, report)
+    assert "loading some" in terminal.getvalue()
 
 
 def test_all_that_was_foreseen_is_read(tmp_path: Path) -> None:
