@@ -15,6 +15,7 @@ from ..common.types import Digests, ModelInfo
 from ..common.validate import Limits
 from .architecture import Architecture, read_architecture
 from .engine import Engine, EngineConfig
+from .load_report import load_report
 from .metrics import Metrics
 from .models import KvPool
 from .runner import BLOCK_SIZE, ModelRunner, Placement
@@ -65,7 +66,8 @@ def load_runner(directory: Path, placement: Placement, slots: int) -> ModelRunne
     tokens = min(whole, affordable // KvPool.bytes_per_token(arch, placement.dtype))
     if tokens < 2 * BLOCK_SIZE:
         raise ConfigError(f"{directory}: the model leaves no memory for a KV pool on {placement.device}")
-    return ModelRunner.load(directory, placement, tokens)
+    with load_report(directory.resolve().name) as report:
+        return ModelRunner.load(directory, placement, tokens, report)
 
 
 def _free_bytes(placement: Placement) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..common.errors import ConfigError
 from .architecture import Architecture, read_architecture
 from .batch import NULL_BLOCK, RESERVED_BLOCKS, TRASH_BLOCK, Rows, build_batch
+from .checkpoint import Report
 from .models import KvPool, Model
 from .request import Choice
 from .sampler import choose
@@ -93,10 +94,12 @@ class ModelRunner:
         self._pool = KvPool(arch, blocks, BLOCK_SIZE, placement.device, placement.dtype)
 
     @classmethod
-    def load(cls, directory: Path, placement: Placement, pool_tokens: int) -> ModelRunner:
-        """Reads a Hugging Face directory; ModelDirError when it can't be served."""
+    def load(
+        cls, directory: Path, placement: Placement, pool_tokens: int, report: Report = lambda read, total: None
+    ) -> ModelRunner:
+        """Reads a Hugging Face directory; ModelDirError when it can't be served. `report` hears of every tensor."""
         arch = read_architecture(directory)
-        weights = load_weights(directory, arch, placement.device, placement.dtype)
+        weights = load_weights(directory, arch, placement.device, placement.dtype, report)
         return cls(arch, Model(arch, weights), placement, pool_tokens)
 
     def run(self, plan: Sequence[Work]) -> Outcome:
