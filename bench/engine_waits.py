@@ -41,11 +41,6 @@ def long_context_model(given: Setting) -> Iterator[Path]:
             )
 
 
-def ids(rng: random.Random, given: Setting, tokens: int) -> tuple[int, ...]:
-    """Random ids of that model."""
-    return tuple(rng.randrange(3, 300) for _ in range(tokens)) if given.quick else drawn(rng, tokens)
-
-
 def long_prompt(given: Setting) -> list[Claim]:
     """Times between two ids of eight streams while a 2,000-token prompt is read, and just before or after."""
     rng, prompt = random.Random(0), given.few(2000, 200)
@@ -75,13 +70,13 @@ def _entered(
 ) -> tuple[list[float], list[float]]:
     """Gaps between ids of all streams: while the prompt was read, and undisturbed."""
     quiet_ids = given.few(64, 8)
-    streams = [ours.submit(ids(rng, given, 64), 900) for _ in range(_DECODING)]
+    streams = [ours.submit(drawn(rng, 64), 900) for _ in range(_DECODING)]
     _advance(streams, _SETTLED)
     quiet = (0.0, 0.0)
     if quiet_first:
         quiet = _span(streams, quiet_ids)
     began = time.perf_counter()
-    late = ours.submit(ids(rng, given, prompt), 1)
+    late = ours.submit(drawn(rng, prompt), 1)
     late.wait()
     busy = began, late.times[0]
     if not quiet_first:
@@ -125,9 +120,9 @@ def prefix(given: Setting) -> list[Claim]:
     firsts, seconds = list[float](), list[float]()
     with long_context_model(given) as model, Served.model(model, EngineConfig(ngram_drafts=False), 4096) as ours:
         for number in range(2 * given.pairs + 1):
-            beginning = ids(rng, given, shared)
+            beginning = drawn(rng, shared)
             for times in (firsts, seconds):
-                stream = ours.submit(beginning + ids(rng, given, 24), 4, tenant=f"pair {number}")
+                stream = ours.submit(beginning + drawn(rng, 24), 4, tenant=f"pair {number}")
                 stream.wait()
                 times.append(stream.ttft_s)
     facts = {"prefix_tokens": shared, "own_tokens": 24}
