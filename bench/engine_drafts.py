@@ -118,7 +118,7 @@ def _edited(given: Setting) -> Claim:
 
 def _in_vain(given: Setting, streams: int) -> Claim:
     """Seconds with drafts ÷ without, on text sampled at temperature 1, which rarely says three ids twice."""
-    requests = uniform(streams, (64, 64), (given.few(192 if streams == 1 else 64, 16),) * 2, seed=3)
+    requests = uniform(streams, (given.few(64, 16),) * 2, (given.few(192 if streams == 1 else 64, 16),) * 2, seed=3)
     pool = streams * 512
 
     def served(ngram_drafts: bool) -> Served:
@@ -129,7 +129,9 @@ def _in_vain(given: Setting, streams: int) -> Claim:
 
     with served(True) as on, served(False) as off:
         cost = paired_ratio(
-            lambda: 1 / on.rate(requests, sampled), lambda: 1 / off.rate(requests, sampled), pairs=3 * given.pairs
+            lambda: 1 / on.rate(requests, sampled),
+            lambda: 1 / off.rate(requests, sampled),
+            pairs=given.few(3, 1) * given.pairs,
         )
         load = on.load
     tokens = load.rows["decode"] + load.rows["draft"]

@@ -9,6 +9,8 @@ from collections.abc import Sequence as Many
 
 import torch
 
+from tiermesh.common.errors import TiermeshError
+
 from ..cloud.architecture import read_architecture
 from ..cloud.engine import EngineConfig
 from ..cloud.meter import EngineLoad
@@ -111,10 +113,10 @@ class Watch:
 
 def overhead(given: Setting) -> list[Claim]:
     """Share of steps at batch 16 in neither the model nor the sampler, and deciding while a thousand wait."""
-    tokens = given.few(160, 32)
+    tokens = given.few(160, 80)
     requests = uniform(_STREAMS, (32, 32), (tokens, tokens))
     config = EngineConfig(slots=_STREAMS, ngram_drafts=False, max_waiting=2 * _WAITING)
-    with Served.model(given.model, config, _STREAMS * (tokens + 64)) as ours:
+    with Served.model(given.model, config, _STREAMS * (tokens + 128)) as ours:
         ours.rate(requests)
         runs = [_decoding(ours, requests) for _ in range(given.pairs)]
         scheduling = _crowded(ours, given.few(300, 40))
@@ -135,9 +137,11 @@ def _decoding(ours: Served, requests: Many[Request]) -> tuple[float, dict[str, f
     streams.append(ours.submit(*requests[-1], watch=watch))
     for stream in streams:
         stream.wait()
-    window = watch.seen[_SKIPPED : len(watch.seen) // 2]
+    window = [(at, load) for at, load in watch.seen[_SKIPPED:] if load.running == len(requests)]
+    if len(window) < _SKIPPED:
+        raise TiermeshError("the streams hardly ran together; they need longer answers")
     (began, before), (ended, after) = window[0], window[-1]
-    assert before.running == after.running == len(requests)
+    assert before.rows["prefill"] == after.rows["prefill"]
     parts = {name: after.parts_s[name] - before.parts_s[name] for name in after.parts_s}
     wall = ended - began
     return 1 - (parts["forward"] + parts["sample"]) / wall, parts | {"wall": wall}

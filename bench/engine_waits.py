@@ -142,7 +142,9 @@ def _cost_without_hits(given: Setting) -> Claim:
         return Served.model(given.model, EngineConfig(prefix_cache=cache, ngram_drafts=False), pool)
 
     with served(True) as on, served(False) as off:
-        cost = paired_ratio(lambda: 1 / on.rate(requests), lambda: 1 / off.rate(requests), pairs=3 * given.pairs)
+        cost = paired_ratio(
+            lambda: 1 / on.rate(requests), lambda: 1 / off.rate(requests), pairs=given.few(3, 1) * given.pairs
+        )
         hits = on.load.prompts["cached"]
     what = "prefix cache at 0 % hits: time on ÷ off"
     return Claim.of(what, cost, 1.02, at_least=False, cached_prompt_tokens=hits)
