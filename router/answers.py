@@ -190,13 +190,15 @@ class Answers:
     def _job(self, order: Order, prompt: int, expected: float, deadline: float) -> Job:
         estimates = self._parts.estimates
         reads = estimates.uncached_tokens(order.tenant.name, prompt)
+        batches = self._parts.registry.batches
         return Job(
             number=self._parts.slots.number(),
             tenant=order.tenant.name,
             tier=order.request.tier,
             cost=actual_cost(reads, expected),
             deadline=deadline,
-            service_s=estimates.service_s(reads, expected, self._parts.registry.batches),
+            service_s=estimates.service_s(reads, expected, batches),
+            first_s=estimates.service_s(reads, 1.0, batches),
             attained=estimates.attained(order.request.prompt),
         )
 

@@ -3,7 +3,7 @@
 The key of a job is `arrival + TTFT budget·(1 + level) + α·expected time`. With α = 0 that is earliest deadline first; a
 large α gives shortest remaining time first. The level says how much service the conversation has had, see `level`.
 
-A job whose TTFT budget has run out goes behind all whose budget has not. Under overload earliest deadline first
+A job that can't have its first token within the TTFT budget any more goes behind all that can. Under overload earliest deadline first
 serves whoever is about to be late, so that soon everybody is; the late one has lost its first promise anyway, and its
 deadline is usually far. It still goes before an idle slot, and ends at its deadline at the latest.
 """
@@ -27,7 +27,7 @@ class Waiting:
     job: int
     cost: float = field(compare=False)
     on_time_until: float = field(compare=False)
-    """When its TTFT budget has run out, in monotonic seconds."""
+    """When it must start to have its first token within its TTFT budget, in monotonic seconds."""
 
 
 def level(attained: float, slice_tokens: float) -> int:

@@ -75,7 +75,10 @@ class Estimates:
         return chars * self._tokens_per_char.value
 
     def service_s(self, uncached: float, output: float, batches: Mapping[str, float]) -> float:
-        """Expected time from dispatch to the last token, the mean over workers, given what each will run at once."""
+        """Expected time from dispatch to the last token, the mean over workers, given what each will run at once.
+
+        With an output of one token it is that to the first.
+        """
         pool: list[tuple[str | None, float]] = [*batches.items()] or [(None, 1.0)]
         times = (
             self.workers.ttft_s(uncached, name) + max(0.0, output - 1.0) * self.workers.tpot_s(batch, name)

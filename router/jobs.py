@@ -43,6 +43,8 @@ class Job:
     """Monotonic seconds."""
     service_s: float = 0.0
     """Expected time from dispatch to the last token."""
+    first_s: float = 0.0
+    """Expected time from dispatch to the first token."""
     attained: float = 0.0
     """Cost of what earlier turns of the same conversation or session were given, in tokens."""
 

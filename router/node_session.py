@@ -259,6 +259,7 @@ class NodeSession:
         prompt = estimates.prompt_tokens(order.request.prompt) if self._place is None else 0
         output = self._expected_output if hand_over else 1.0
         self._reads = estimates.uncached_tokens(order.tenant.name, prompt) + reads
+        batches = self._parts.registry.batches
         self._ticket = self._parts.slots.submit(
             Job(
                 number=self._parts.slots.number(),
@@ -266,7 +267,8 @@ class NodeSession:
                 tier=order.request.tier,
                 cost=actual_cost(self._reads, output),
                 deadline=order.deadline,
-                service_s=estimates.service_s(self._reads, output, self._parts.registry.batches),
+                service_s=estimates.service_s(self._reads, output, batches),
+                first_s=estimates.service_s(self._reads, 1.0, batches),
                 attained=self._attained,
             )
         )

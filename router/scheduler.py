@@ -187,8 +187,8 @@ class Scheduler:
         rule = self._rules[job.tier]
         slice_tokens = SLICE_TOKENS * (1.0 if self._rank(job) else _LATENCY_SENSITIVE)
         sunk_s = rule.ttft_s * level(job.attained, slice_tokens)
-        on_time_until = now + rule.ttft_s
-        key = on_time_until + sunk_s + self._alpha * job.service_s
+        key = now + rule.ttft_s + sunk_s + self._alpha * job.service_s
+        on_time_until = now + rule.ttft_s - job.first_s
         self._waiting[job.number] = _Held(job, now)
         self._queues[job.tier].push(job.tenant, Waiting(key, job.number, self._cost(job), on_time_until))
         if len(self._deadlines) > 2 * len(self._waiting) + 64:  # most of its jobs have left the queue

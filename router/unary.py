@@ -34,7 +34,7 @@ class Unary:
         used = 0.0
         ticket = None
         try:
-            ticket = parts.slots.submit(Job(number, tenant.name, request.tier, tokens, deadline, service_s))
+            ticket = parts.slots.submit(Job(number, tenant.name, request.tier, tokens, deadline, service_s, service_s))
             await ticket.wait()
             used = float(tokens)
             worker = self._worker()
