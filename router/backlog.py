@@ -3,9 +3,9 @@
 The key of a job is `arrival + TTFT budget·(1 + level) + α·expected time`. With α = 0 that is earliest deadline first; a
 large α gives shortest remaining time first. The level says how much service the conversation has had, see `level`.
 
-A job that can't have its first token within the TTFT budget any more goes behind all that can. Under overload earliest deadline first
-serves whoever is about to be late, so that soon everybody is; the late one has lost its first promise anyway, and its
-deadline is usually far. It still goes before an idle slot, and ends at its deadline at the latest.
+A job that can't have its first token within the TTFT budget any more goes behind all that can. Under overload earliest
+deadline first serves whoever is about to be late, so that soon everybody is; the late one has lost its first promise
+anyway, and its deadline is usually far. It still goes before an idle slot, and ends at its deadline at the latest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The simulation of the schedule: its workers keep time, its runs account for every request, and it can tell policies."""
+"""The simulated schedule: workers keep time, runs account for every request, and policies can be told apart."""
 
 from __future__ import annotations
 
