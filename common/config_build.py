@@ -88,7 +88,7 @@ def build_mesh(document: Document, base: Path, with_secret: bool) -> MeshConfig:
         tenants=tuple(_tenant(name, tenant, hashes[name], tiers) for name, tenant in schema.tenants.items()),
         cache=CacheConfig(schema.cache.url, schema.cache.max_bytes),
         router=_router(schema.router),
-        cloud=_cloud(schema.cloud, base, schema.router.worker_token),
+        cloud=_cloud(schema.cloud, base, tiers, schema.router.worker_token),
         edge=_edge(schema.edge, base),
     )
 
@@ -201,7 +201,7 @@ def _router(section: RouterSection) -> RouterConfig:
     )
 
 
-def _cloud(section: CloudSection, base: Path, token: str | None) -> CloudConfig:
+def _cloud(section: CloudSection, base: Path, tiers: tuple[TierConfig, ...], token: str | None) -> CloudConfig:
     return CloudConfig(
         listen=section.listen,
         metrics=section.metrics,
@@ -211,6 +211,9 @@ def _cloud(section: CloudSection, base: Path, token: str | None) -> CloudConfig:
         threads=section.threads,
         slots=section.slots,
         session_lease_s=section.session_lease_ms / 1e3,
+        prefix_cache=section.prefix_cache,
+        tiers=tiers,
+        ngram_drafts=section.ngram_drafts,
         token=token,
     )
 

@@ -172,7 +172,8 @@ class Answers:
                 async for frame in frames:
                     if isinstance(frame, RelayTokens):
                         meter.tokens(len(frame.ids))
-                        tokens = Tokens(frame.ids, frame.text, frame.origin, frame.logprobs)
+                        top = frame.top_logprobs
+                        tokens = Tokens(frame.ids, frame.text, frame.origin, frame.logprobs, top_logprobs=top)
                         recorder.add(tokens)
                         yield tokens
                     else:
