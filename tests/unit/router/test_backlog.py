@@ -72,6 +72,17 @@ def test_alpha_weighs_the_expected_time_against_waiting() -> None:
     assert order_of(jobs, alpha=1.0) == [1, 2, 0]
 
 
+def test_a_reload_changes_alpha_for_what_comes_from_then_on() -> None:
+    schedule = Scheduler(TIERS, lambda _: TenantRule(1.0, 99, 99), largest_cost=100.0, alpha=0.0)
+    schedule.arrive(Job(0, "a", "high", 1.0, 1e9, service_s=3.0), 0.0)
+    schedule.arrive(Job(1, "a", "high", 1.0, 1e9, service_s=1.0), 0.0)
+    schedule.configure(TIERS, 1.0)
+    schedule.arrive(Job(2, "a", "high", 1.0, 1e9, service_s=3.0), 0.0)
+    schedule.arrive(Job(3, "a", "high", 1.0, 1e9, service_s=1.0), 0.0)
+    schedule.slots = 4
+    assert [decision.job for decision in schedule.decide(0.0)] == [0, 1, 3, 2]
+
+
 def test_who_came_late_in_time_still_goes_before_who_is_late_already() -> None:
     schedule = Scheduler(TIERS, lambda _: TenantRule(1.0, 99, 99), largest_cost=100.0)
     for number, at in enumerate((0.0, 2.5, 3.0)):
