@@ -197,6 +197,7 @@ def _router(section: RouterSection) -> RouterConfig:
         nodes=tuple(NodeConfig(name, node.key, tuple(node.tenants)) for name, node in section.nodes.items()),
         max_tokens=section.limits.max_tokens,
         queued=section.limits.queued,
+        alpha=section.alpha,
     )
 
 

@@ -150,6 +150,7 @@ class RouterSection(_Section):
     worker_token: Annotated[str, Field(min_length=16)] | None = None
     nodes: dict[Name, NodeSection] = {}
     limits: RouterLimitsSection = RouterLimitsSection()
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
 class CloudSection(_Section):

@@ -90,6 +90,8 @@ class RouterConfig:
     """The longest answer that anyone may ask for."""
     queued: int
     """Requests of all tenants that wait at once."""
+    alpha: float
+    """In a tenant's own order, the weight of the expected time: 0 is earliest due first, a large one shortest first."""
 
     @property
     def nodes_open(self) -> bool:

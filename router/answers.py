@@ -26,11 +26,11 @@ from ..common.types import (
 )
 from .dispatch import Dispatcher, Work
 from .estimates import Estimates, actual_cost
+from .jobs import Job
 from .limits import Limits
 from .metrics import Metrics
 from .orders import Order
 from .registry import Registry
-from .scheduler import Job
 from .slots import Slots, Ticket
 
 
@@ -150,9 +150,9 @@ class Answers:
         """The flight itself: a slot, the answer from the pool, the bill, the cache."""
         parts, request, tenant = self._parts, order.request, order.tenant
         prompt = parts.estimates.prompt_tokens(request.prompt)
-        expected = parts.estimates.output_tokens(tenant.name, request.max_tokens)
+        expected = parts.estimates.output_tokens(tenant.name, model, request.max_tokens)
         reservation = parts.limits.reserve(tenant, prompt + expected) if order.metered else None
-        meter = _Meter(parts, order, prompt)
+        meter = _Meter(parts, order, model, prompt)
         ticket: Ticket | None = None
         try:
             ticket = parts.slots.submit(self._job(order, prompt, expected, order.deadline))
@@ -177,7 +177,7 @@ class Answers:
                         recorder.add(tokens)
                         yield tokens
                     else:
-                        finished = meter.finished(frame)
+                        finished = meter.finished(frame, work)
                         entry = recorder.entry(finished.reason, finished.usage)
                         if order.kept and entry is not None:
                             await parts.store.put(key, entry, tenant.cache_ttl_s)
@@ -190,23 +190,29 @@ class Answers:
 
     def _job(self, order: Order, prompt: int, expected: float, deadline: float) -> Job:
         estimates = self._parts.estimates
+        reads = estimates.uncached_tokens(order.tenant.name, prompt)
+        batches = self._parts.registry.batches
         return Job(
             number=self._parts.slots.number(),
             tenant=order.tenant.name,
             tier=order.request.tier,
-            cost=actual_cost(prompt, round(expected)),
+            cost=actual_cost(reads, expected),
             deadline=deadline,
-            service_s=estimates.ttft_s(prompt) + estimates.tpot_s.value * expected,
+            service_s=estimates.service_s(reads, expected, batches),
+            first_s=estimates.service_s(reads, 1.0, batches),
+            attained=estimates.attained(order.request.prompt),
         )
 
 
 class _Meter:
     """Times and counts of one answer, for its bill, the estimates and the metrics."""
 
-    def __init__(self, parts: Parts, order: Order, prompt: int) -> None:
+    def __init__(self, parts: Parts, order: Order, model: str, prompt: int) -> None:
         self._parts = parts
         self._order = order
+        self._model = model
         self._prompt = prompt
+        self._cached = 0
         self._output = 0
         self._begun = parts.clock.now()
         self._dispatched: float | None = None
@@ -220,7 +226,7 @@ class _Meter:
     @property
     def cost(self) -> float:
         """Work done, as the scheduler counts it."""
-        return 0.0 if self._dispatched is None else actual_cost(self._prompt, self._output)
+        return 0.0 if self._dispatched is None else actual_cost(self._prompt - self._cached, self._output)
 
     def dispatched(self) -> None:
         """The slot is ours."""
@@ -234,21 +240,29 @@ class _Meter:
             self._parts.metrics.first_token(self._order.request.tier, self._first - self._begun)
         self._output += count
 
-    def finished(self, frame: RelayFinished) -> Finished:
+    def finished(self, frame: RelayFinished, work: Work) -> Finished:
         """The closing event, with the router's own time and the bill."""
         now = self._parts.clock.now()
         request, usage = self._order.request, frame.usage
         assert self._dispatched is not None
         self._prompt = usage.prompt_tokens or self._prompt
-        self._parts.estimates.finished(
-            self._order.tenant.name, request.max_tokens, request.prompt, self._prompt, self._output
-        )
+        self._cached = usage.cached_prompt_tokens
+        self._learn(work, now)
         if self._first is not None:
-            ttft_s = self._first - self._dispatched
-            self._parts.estimates.timed(self._prompt, ttft_s, now - self._first, self._output)
             self._parts.metrics.tpot(request.tier, now - self._first, self._output)
         if self._order.metered:
             self._parts.metrics.tokens("cloud", self._output)
         queue = Timing("router", "queue", self._dispatched - self._begun)
         usage = replace(usage, billed_tokens=usage.prompt_tokens + usage.completion_tokens)
         return Finished(frame.reason, usage, (queue, *frame.timings))
+
+    def _learn(self, work: Work, now: float) -> None:
+        """What the answer says about the next ones; times only where one worker gave all of it."""
+        estimates, tenant, request = self._parts.estimates, self._order.tenant.name, self._order.request
+        estimates.finished(tenant, self._model, request.max_tokens, self._output)
+        estimates.read(tenant, request.prompt, self._prompt, self._cached)
+        if self._first is not None and self._dispatched is not None and work.attempts == 1:
+            further = self._output - 1
+            tpot_s = (now - self._first) / further if further > 0 else None
+            ttft_s = self._first - self._dispatched
+            estimates.workers.timed(work.worker, self._prompt - self._cached, ttft_s, work.batch, tpot_s)

@@ -14,17 +14,15 @@ from ..common.telemetry import get_logger
 from .answers import Parts
 from .dispatch import WORKER_GRACE_S, Dispatcher
 from .estimates import Estimates
+from .jobs import LARGEST_COST, TenantRule, TierRule
 from .limits import Limits
 from .metrics import Metrics, Snapshot
 from .registry import Registry, Worker
-from .scheduler import Scheduler, TenantRule, TierRule
+from .scheduler import Scheduler
 from .slots import Slots
 from .tenants import Directory
 
 _log = get_logger()
-
-LARGEST_COST = 4096.0
-"""Cost of one request in the schedule at most, in tokens: what a tier may have to wait for beyond its share."""
 
 _GONE_TENANT = TenantRule(weight=1.0, concurrent=1, queued=1)
 """For what still runs of a tenant that a reload took away."""
@@ -44,7 +42,11 @@ class Core:
         self._was_usable = False
         registry = Registry(f"router@{mesh.router.advertise}", mesh.router.worker_token, clock, self._workers_changed)
         scheduler = Scheduler(
-            _tier_rules(mesh), self._tenant_rule, largest_cost=LARGEST_COST, max_queued=mesh.router.queued
+            _tier_rules(mesh),
+            self._tenant_rule,
+            largest_cost=LARGEST_COST,
+            max_queued=mesh.router.queued,
+            alpha=mesh.router.alpha,
         )
         self.parts = Parts(
             registry=registry,
@@ -93,7 +95,7 @@ class Core:
         """Other tenants, limits, shares and workers from now on; what runs goes on."""
         self.directory = directory
         self._tell_of_own_secret()
-        self.parts.slots.scheduler.set_tiers(_tier_rules(directory.mesh))
+        self.parts.slots.scheduler.configure(_tier_rules(directory.mesh), directory.mesh.router.alpha)
         self.parts.registry.follow(directory.mesh.router.workers)
         self.parts.slots.turn()
 

@@ -41,6 +41,10 @@ class Work:
     """Bytes of their text that were shown."""
     attempts: int = 0
     barren: int = 0
+    worker: str = ""
+    """Where the last attempt went."""
+    batch: float = 0.0
+    """What that worker ran of ours, this among it: then, and after the end the mean of then and the end."""
 
     def add(self, frame: RelayTokens) -> None:
         """More of the answer."""
@@ -100,6 +104,7 @@ class Dispatcher:
                             work.add(frame)
                             yield frame
                         elif isinstance(frame, RelayFinished):
+                            work.batch = (work.batch + place.worker.in_flight) / 2
                             self.done(place)
                             yield frame
                             return
@@ -132,6 +137,7 @@ class Dispatcher:
                 await asyncio.sleep(0)  # the link went down in this very turn; the registry hears of it in the next
                 continue
             work.attempts += 1
+            work.worker, work.batch = worker.address, float(worker.in_flight)
             if work.attempts > 1:
                 self._on_resume()
                 _log.info("resumed", request_id=work.request.request_id, worker=worker.address, delivered=len(work.ids))

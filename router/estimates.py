@@ -1,82 +1,49 @@
-"""What a request will cost and how fast work drains, learned from what finished. Pure: time comes as an argument."""
+"""What a request will cost and how long it will take, learned from what finished. Pure; memory is bounded."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from statistics import median
+from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 from ..common.types import ChatMessage, Prompt
+from .averages import Decayed, RunningMedian
+from .worker_times import WorkerTimes
 
 _FIRST_OUTPUT = 64.0
 """Expected answer tokens before anything was seen."""
 _OUTPUT_WEIGHT = 2.0
 """A generated token costs about two prompt tokens: prefill reads many at once, decode one per step."""
+_MOST = 4096
+"""Kinds of answers that are remembered; then the one that was seen last longest ago goes."""
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-class RunningMedian:
-    """The median of the last values."""
+class _Recent(Generic[Key, Value]):
+    """A dictionary that forgets what was not put for longest."""
 
-    def __init__(self, first: float, window: int = 64) -> None:
-        self._values: deque[float] = deque(maxlen=window)
-        self._median = first
+    def __init__(self) -> None:
+        self._values: dict[Key, Value] = {}
 
-    @property
-    def value(self) -> float:
-        """The median, or the first guess when nothing was seen."""
-        return self._median
+    def get(self, key: Key) -> Value | None:
+        return self._values.get(key)
 
-    def add(self, value: float) -> None:
-        """One more value."""
-        self._values.append(value)
-        self._median = median(self._values)
-
-
-class Decayed:
-    """A mean that forgets: a value's weight halves with each `half_life` values."""
-
-    def __init__(self, first: float, half_life: float = 16.0) -> None:
-        self.value = first
-        self._keep = 0.5 ** (1.0 / half_life)
-        self._seen = 0
-
-    def add(self, value: float) -> None:
-        """One more value; the first one replaces the guess."""
-        keep = self._keep if self._seen else 0.0
-        self._seen += 1
-        self.value = keep * self.value + (1 - keep) * value
-
-
-class DrainRate:
-    """Cost that finishes per second while work is waiting; a time's weight halves each `half_life_s` of waiting."""
-
-    def __init__(self, half_life_s: float = 10.0) -> None:
-        self._half_life_s = half_life_s
-        self._cost = 0.0
-        self._time_s = 0.0
-
-    @property
-    def per_s(self) -> float | None:
-        """None until a second of waiting has been seen."""
-        return self._cost / self._time_s if self._time_s >= 1.0 and self._cost > 0 else None
-
-    def add(self, cost: float, waited_s: float) -> None:
-        """Something of this cost finished; `waited_s` of the time since the last call had work waiting."""
-        keep = 0.5 ** (waited_s / self._half_life_s)
-        self._cost = keep * self._cost + cost
-        self._time_s = keep * self._time_s + waited_s
+    def put(self, key: Key, value: Value) -> None:
+        self._values.pop(key, None)
+        self._values[key] = value
+        if len(self._values) > _MOST:
+            del self._values[next(iter(self._values))]
 
 
 class Estimates:
-    """Costs in tokens: prompt + 2·expected answer. Times: TTFT = a + b·prompt tokens, TPOT a plain mean."""
+    """Costs in tokens: (prompt − cached prefix) + 2·expected answer. Times: `workers`."""
 
     def __init__(self) -> None:
-        self._outputs: dict[tuple[str, int], RunningMedian] = {}
+        self._outputs: _Recent[tuple[str, str, int], RunningMedian] = _Recent()
+        self._cached: _Recent[str, Decayed] = _Recent()
         self._tokens_per_char = Decayed(0.3)
-        self.tpot_s = Decayed(0.02)
-        """Mean time per output token."""
-        self._ttft_s = Decayed(0.02)
-        self._prompt = Decayed(100.0)
+        self.workers = WorkerTimes()
 
     def prompt_tokens(self, prompt: Prompt) -> int:
         """Exact for ids; for text from the ratio seen so far, since the router has no tokenizer."""
@@ -84,38 +51,62 @@ class Estimates:
             return len(prompt)
         return max(1, round(_chars(prompt) * self._tokens_per_char.value))
 
-    def output_tokens(self, tenant: str, max_tokens: int) -> float:
-        """The median of this tenant's answers with a like max_tokens, never above it."""
-        seen = self._outputs.get((tenant, max_tokens.bit_length()))
+    def uncached_tokens(self, tenant: str, prompt_tokens: float) -> float:
+        """What a worker will have to read of a prompt, by the share that it had cached of this tenant's so far."""
+        cached = self._cached.get(tenant)
+        return prompt_tokens * (1.0 - cached.value) if cached else prompt_tokens
+
+    def output_tokens(self, tenant: str, model: str, max_tokens: int) -> float:
+        """The median of this tenant's answers by the model with a like max_tokens, never above it."""
+        seen = self._outputs.get((tenant, model, max_tokens.bit_length()))
         return min(float(max_tokens), seen.value if seen else _FIRST_OUTPUT)
 
-    def cost(self, tenant: str, prompt_tokens: int, max_tokens: int) -> float:
-        """Expected cost in tokens."""
-        return prompt_tokens + _OUTPUT_WEIGHT * self.output_tokens(tenant, max_tokens)
+    def attained(self, prompt: Prompt) -> float:
+        """Cost of a conversation's earlier turns, as far as the request tells: messages do, by the answers in them.
 
-    def ttft_s(self, prompt_tokens: int) -> float:
-        """Expected time from dispatch to the first token: the mean, scaled by the prompt beyond the usual one."""
-        return self._ttft_s.value * max(1.0, prompt_tokens / max(self._prompt.value, 1.0))
+        It counts inside the tenant alone, so whoever writes a false history cheats nobody else.
+        """
+        messages = [] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, ChatMessage)]
+        answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        if not answers:
+            return 0.0
+        earlier = messages[: answers[-1] + 1]
+        chars = sum(len(part.content) * (_OUTPUT_WEIGHT if part.role == "assistant" else 1.0) for part in earlier)
+        return chars * self._tokens_per_char.value
 
-    def finished(self, tenant: str, max_tokens: int, prompt: Prompt, prompt_tokens: int, output_tokens: int) -> None:
-        """An answer is complete; token counts as the worker gave them."""
-        outputs = self._outputs.setdefault((tenant, max_tokens.bit_length()), RunningMedian(_FIRST_OUTPUT))
+    def service_s(self, uncached: float, output: float, batches: Mapping[str, float]) -> float:
+        """Expected time from dispatch to the last token, the mean over workers, given what each will run at once.
+
+        With an output of one token it is that to the first.
+        """
+        pool: list[tuple[str | None, float]] = [*batches.items()] or [(None, 1.0)]
+        times = (
+            self.workers.ttft_s(uncached, name) + max(0.0, output - 1.0) * self.workers.tpot_s(batch, name)
+            for name, batch in pool
+        )
+        return sum(times) / len(pool)
+
+    def finished(self, tenant: str, model: str, max_tokens: int, output_tokens: int) -> None:
+        """An answer is complete."""
+        key = (tenant, model, max_tokens.bit_length())
+        outputs = self._outputs.get(key) or RunningMedian(_FIRST_OUTPUT)
         outputs.add(float(output_tokens))
-        chars = _chars(prompt)
-        if chars and prompt_tokens:
+        self._outputs.put(key, outputs)
+
+    def read(self, tenant: str, prompt: Prompt, prompt_tokens: int, cached_tokens: int) -> None:
+        """A worker has read a prompt, of which it had some cached; token counts as it gave them."""
+        if prompt_tokens <= 0:
+            return
+        if chars := _chars(prompt):
             self._tokens_per_char.add(prompt_tokens / chars)
-
-    def timed(self, prompt_tokens: int, ttft_s: float, decode_s: float, output_tokens: int) -> None:
-        """How long an undisturbed answer took after its dispatch."""
-        self._prompt.add(float(prompt_tokens))
-        self._ttft_s.add(ttft_s)
-        if output_tokens > 1 and math.isfinite(decode_s):
-            self.tpot_s.add(decode_s / (output_tokens - 1))
+        cached = self._cached.get(tenant) or Decayed(0.0)
+        cached.add(min(1.0, cached_tokens / prompt_tokens))
+        self._cached.put(tenant, cached)
 
 
-def actual_cost(prompt_tokens: int, output_tokens: int) -> float:
-    """Cost of what was done, in the same unit as the estimate."""
-    return prompt_tokens + _OUTPUT_WEIGHT * output_tokens
+def actual_cost(uncached_tokens: float, output_tokens: float) -> float:
+    """Cost of reading a prompt and writing an answer."""
+    return uncached_tokens + _OUTPUT_WEIGHT * output_tokens
 
 
 def _chars(prompt: Prompt) -> int:

@@ -1,98 +1,111 @@
 """Fairness between the tenants of one tier: weighted virtual token counters.
 
-After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024, VTC): the eligible tenant with the smallest
-counter is served, and a served cost moves its counter by cost ÷ weight. Two tenants that both wait all the time differ
-in weighted service by at most 2·(largest cost ÷ weight), plus what running requests were misjudged by.
+After "Fairness in Serving Large Language Models" (Sheng et al., OSDI 2024, VTC): of the tenants that wait, the one with
+the smallest counter is served, and a served cost ĉ moves its counter by ĉ ÷ weight; what the job turns out to cost
+corrects that. A tenant that begins to wait, or comes below its own limit again, can't have saved up: its counter is
+lifted to the lowest of those that wait, or when there is none to that of the last who did, below its limit.
+
+The bound, for two tenants a and b that both wait and are below their limits all the time. Let c′ be a counter with the
+errors of its running jobs already put in, so that it moves by dispatches alone, and E the sum of |actual − ĉ| ÷ weight
+over what runs of either. A dispatch goes to the smaller counter, and a difference of counters is that of the c′ within
+E. So after it the c′ of who was served exceeds the other's by at most c_max ÷ w + E; a lift begins no further apart.
+The service that a had beyond b in any such span of time is the sum of two such gaps, one at either end: with w the
+smaller weight, at most `slots` jobs running and e the largest error per weight, at most 2·c_max ÷ w + 2·slots·e.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from .backlog import Backlog, Waiting
 
-@dataclass(frozen=True, slots=True, order=True)
-class Waiting:
-    """A queued job; the order is that of service inside a tenant."""
-
-    key: float
-    """Arrival + TTFT budget + α·expected remaining time, in seconds."""
-    number: int
-    job: int = field(compare=False)
-    cost: float = field(compare=False)
-
-
-@dataclass(slots=True)
-class _Queue:
-    counter: float = 0.0
-    heap: list[Waiting] = field(default_factory=list)
-    jobs: dict[int, Waiting] = field(default_factory=dict)
+Eligible = Callable[[str], bool]
+"""Whether a tenant is below its own limit."""
 
 
 class FairQueue:
     """The waiting jobs of one tier."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, _Queue] = {}
-        self._last_counter = 0.0
-        self.cost = 0.0
-        """Sum of the waiting jobs' costs."""
+        self._all: dict[str, Backlog] = {}
+        self._waiting: dict[str, Backlog] = {}
+        self._last = ""
+        """Who last stopped waiting, or came to its limit."""
+        self._jobs: dict[int, None] = {}
+        """In the order in which they came."""
 
     def __len__(self) -> int:
-        return sum(len(queue.jobs) for queue in self._queues.values())
+        return len(self._jobs)
+
+    @property
+    def newest(self) -> int | None:
+        """The job that came last."""
+        return next(reversed(self._jobs), None)
 
     def waiting(self, tenant: str) -> int:
         """Jobs of a tenant that wait."""
-        queue = self._queues.get(tenant)
-        return len(queue.jobs) if queue else 0
+        return len(self._waiting.get(tenant, ()))
 
     def push(self, tenant: str, item: Waiting) -> None:
-        """A job arrives. A tenant that had none can't save up: it starts at the level of those who wait."""
-        queue = self._queues.setdefault(tenant, _Queue())
-        if not queue.jobs:
-            levels = [other.counter for other in self._queues.values() if other.jobs]
-            queue.counter = max(queue.counter, min(levels, default=self._last_counter))
-            queue.heap.clear()
-        queue.jobs[item.job] = item
-        heapq.heappush(queue.heap, item)
-        self.cost += item.cost
+        """A job arrives."""
+        backlog = self._all.setdefault(tenant, Backlog())
+        if tenant not in self._waiting:
+            backlog.level_with_others = False
+            self._waiting[tenant] = backlog
+        backlog.push(item)
+        self._jobs[item.job] = None
 
     def remove(self, tenant: str, job: int) -> None:
-        """A job leaves unserved."""
-        item = self._queues[tenant].jobs.pop(job)
-        self._left(self._queues[tenant], item)
+        """A job leaves, served or not."""
+        backlog = self._waiting[tenant]
+        backlog.remove(job)
+        del self._jobs[job]
+        if not backlog:
+            del self._waiting[tenant]
+            self._last = tenant
 
-    def pop(self, weight: Callable[[str], float], eligible: Callable[[str], bool]) -> tuple[str, Waiting] | None:
-        """The next job to serve, its cost charged to its tenant; None when no eligible tenant waits."""
-        names = [name for name, queue in self._queues.items() if queue.jobs and eligible(name)]
-        if not names:
-            return None
-        tenant = min(names, key=lambda name: (self._queues[name].counter, name))
-        queue = self._queues[tenant]
-        item = heapq.heappop(queue.heap)
-        while item.job not in queue.jobs:
-            item = heapq.heappop(queue.heap)
-        del queue.jobs[item.job]
-        queue.counter += item.cost / weight(tenant)
-        self._left(queue, item)
-        return tenant, item
+    def has_eligible(self, eligible: Eligible) -> bool:
+        """Whether `first` has an answer."""
+        return any(eligible(tenant) for tenant in self._waiting)
 
-    def has_eligible(self, eligible: Callable[[str], bool]) -> bool:
-        """Whether `pop` would give a job."""
-        return any(queue.jobs and eligible(name) for name, queue in self._queues.items())
+    def first(self, eligible: Eligible, now: float) -> tuple[str, Waiting]:
+        """The tenant and job to serve next; some eligible tenant must wait."""
+        self._lift(eligible)
+        tenant = min(filter(eligible, self._waiting), key=lambda name: (self._waiting[name].counter, name))
+        return tenant, self._waiting[tenant].first(now)
 
-    def correct(self, tenant: str, difference: float) -> None:
-        """A served job cost this much more (or less) per weight than was charged."""
-        if queue := self._queues.get(tenant):
-            queue.counter += difference
+    def charge(self, tenant: str, service: float) -> None:
+        """Moves a counter by cost ÷ weight: at a dispatch, and by what the job cost more (or less) when it ends."""
+        if backlog := self._all.get(tenant):
+            backlog.counter += service
 
-    def newest(self) -> int | None:
-        """The job that came last."""
-        items = [item for queue in self._queues.values() for item in queue.jobs.values()]
-        return max(items, key=lambda item: item.number).job if items else None
+    def ahead(self, tenant: str, cost: float, weight: Callable[[str], float]) -> float:
+        """Cost that is served before a job of this cost that came now, when no other comes.
 
-    def _left(self, queue: _Queue, item: Waiting) -> None:
-        self.cost = max(0.0, self.cost - item.cost) if any(q.jobs for q in self._queues.values()) else 0.0
-        if not queue.jobs:
-            self._last_counter = queue.counter
+        The tenant's own jobs are, and of each other tenant as much as its weight earns in the same time: a flood of one
+        tenant does not make the others wait for all of it.
+        """
+        own = self._waiting.get(tenant)
+        before = own.cost if own else 0.0
+        per_weight = (before + cost) / weight(tenant)
+        others = (
+            min(backlog.cost, per_weight * weight(name)) for name, backlog in self._waiting.items() if name != tenant
+        )
+        return before + sum(others)
+
+    def share(self, tenant: str, weight: Callable[[str], float]) -> float:
+        """Of the tier's service, what a tenant gets while those who wait now go on waiting."""
+        others = sum(weight(name) for name in self._waiting if name != tenant)
+        return weight(tenant) / (weight(tenant) + others)
+
+    def _lift(self, eligible: Eligible) -> None:
+        for name, backlog in self._waiting.items():
+            if backlog.level_with_others and not eligible(name):
+                backlog.level_with_others = False
+                self._last = name
+        level = [backlog.counter for backlog in self._waiting.values() if backlog.level_with_others]
+        floor = min(level) if level else self._all[self._last].counter if self._last else 0.0
+        for name, backlog in self._waiting.items():
+            if not backlog.level_with_others and eligible(name):
+                backlog.level_with_others = True
+                backlog.counter = max(backlog.counter, floor)

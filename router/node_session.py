@@ -27,8 +27,8 @@ from ..common.types import Origin, Started, Tokens
 from .answers import Answers, Parts
 from .dispatch import Place, Work
 from .estimates import actual_cost
+from .jobs import Job
 from .orders import Order, order_of
-from .scheduler import Job
 from .slots import Ticket
 from .tenants import Directory
 
@@ -74,6 +74,10 @@ class NodeSession:
         """Whether an ask waits for its verdict."""
         self._place: Place | None = None
         self._ticket: Ticket | None = None
+        self._reads = 0.0
+        """What the job in progress has its worker read, in tokens."""
+        self._attained = parts.estimates.attained(self._order.request.prompt)
+        """Cost of the jobs that are done, and of earlier turns."""
         self._task: asyncio.Task[None] | None = None
         self._reason = CloseReason.CANCELLED
 
@@ -113,7 +117,7 @@ class NodeSession:
             _log.exception("defect", task="node_session", request_id=self._order.request.request_id)
             error = InternalError("an internal error ended this session; the router's log has the details")
         finally:
-            self._release_slot(0.0)
+            self._release_slot(0)
             if self._place is not None:
                 self._place.close(self._reason)
             on_end()
@@ -127,7 +131,7 @@ class NodeSession:
             await self._take_slot(len(ask.alone_ids) + len(ask.draft_ids), hand_over=ask.hand_over)
             before = len(self._work.ids)
             ended = await self._visit(ask)
-            self._release_slot(actual_cost(len(ask.alone_ids), max(0, len(self._work.ids) - before)))
+            self._release_slot(max(0, len(self._work.ids) - before))
             if ended:
                 return
             ask = await self._asks.get()
@@ -142,9 +146,9 @@ class NodeSession:
         await self._take_slot(0, hand_over=False)
         self._place = await self._parts.dispatcher.place(self._work, SessionMode.VERIFY)
         with suppress(TimeoutError):
-            async with asyncio.timeout(estimates.ttft_s(prompt)):
+            async with asyncio.timeout(estimates.workers.ttft_s(prompt, self._place.worker.address)):
                 ask = await self._asks.get()
-        self._release_slot(actual_cost(prompt, 0))
+        self._release_slot(0)
         return ask or await self._asks.get()
 
     async def _visit(self, ask: Ask) -> bool:
@@ -210,11 +214,12 @@ class NodeSession:
         elif (entry := await self._entry()) is not None:
             self._rest_of(entry)
         else:
-            await self._take_slot(len(self._work.ids), hand_over=True)
+            given = len(self._work.ids)
+            await self._take_slot(given, hand_over=True)
             async with aclosing(self._parts.dispatcher.answer(self._work)) as frames:
                 async for frame in frames:
                     self._pass_on(frame)
-            self._release_slot(actual_cost(len(self._work.ids), 0))
+            self._release_slot(len(self._work.ids) - given)
 
     async def _whole(self) -> None:
         position = 0
@@ -253,20 +258,33 @@ class NodeSession:
         """Waits for a turn: a visit reads a few ids, and the prompt too when the session is new at its worker."""
         estimates, order = self._parts.estimates, self._order
         prompt = estimates.prompt_tokens(order.request.prompt) if self._place is None else 0
-        output = estimates.output_tokens(order.tenant.name, order.request.max_tokens) if hand_over else 1.0
+        output = self._expected_output if hand_over else 1.0
+        self._reads = estimates.uncached_tokens(order.tenant.name, prompt) + reads
+        batches = self._parts.registry.batches
         self._ticket = self._parts.slots.submit(
             Job(
                 number=self._parts.slots.number(),
                 tenant=order.tenant.name,
                 tier=order.request.tier,
-                cost=actual_cost(prompt + reads, round(output)),
+                cost=actual_cost(self._reads, output),
                 deadline=order.deadline,
-                service_s=estimates.ttft_s(prompt + reads) + estimates.tpot_s.value * output,
+                service_s=estimates.service_s(self._reads, output, batches),
+                first_s=estimates.service_s(self._reads, 1.0, batches),
+                attained=self._attained,
             )
         )
         await self._ticket.wait()
 
-    def _release_slot(self, cost: float) -> None:
+    @property
+    def _expected_output(self) -> float:
+        model = self._parts.registry.model
+        request, tenant = self._order.request, self._order.tenant.name
+        return self._parts.estimates.output_tokens(tenant, model.id if model else "", request.max_tokens)
+
+    def _release_slot(self, output: int) -> None:
+        """After so many tokens of answer. A job that never ran, or broke off, counts what it had read for it."""
         if self._ticket is not None:
+            cost = actual_cost(self._reads, output) if self._ticket.running else 0.0
+            self._attained += cost
             self._ticket.release(cost)
             self._ticket = None

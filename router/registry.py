@@ -116,6 +116,12 @@ class Registry:
         return sum(worker.limit for worker in self.workers if worker.usable(now))
 
     @property
+    def batches(self) -> dict[str, float]:
+        """What each usable worker will run of ours when one more request has come, by address."""
+        now = self._clock.now()
+        return {w.address: float(min(w.limit, w.in_flight + 1)) for w in self.workers if w.usable(now)}
+
+    @property
     def any_usable(self) -> bool:
         """Whether a request could be dispatched."""
         now = self._clock.now()

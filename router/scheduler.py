@@ -1,77 +1,32 @@
 """Who runs next. No I/O and no clock of its own: arrivals, completions and the time come in, decisions go out.
 
-Tiers: strict order with a guaranteed share. At each dispatch of cost ĉ the lag of every tier that waits grows by its
-share of ĉ, and the served tier's falls by ĉ, never below zero; once the largest lag reaches the largest cost, that tier
-is served, else the highest one that waits. With n tiers whose shares m sum to M < 1, a tier that waits is served before
-c_max·(1/m + 2n/(1−M) + 1) tokens of others have been dispatched: a lag reaches c_max after c_max/m tokens; from then on
-each dispatch is forced, lowers the sum of lags by ĉ·(1−M), and that sum is below 2n·c_max.
-
-Tenants inside a tier: `fair.py`. Inside a tenant: arrival + TTFT budget + α·expected time.
+Each rule has a page: which tier (`lags.py`), which of its tenants (`fair.py`), which of that tenant's jobs
+(`backlog.py`), and who is not taken in at all (`admission.py`). The bounds that hold are stated there.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..common.errors import DeadlineExceeded, Overloaded, TiermeshError
-from .estimates import DrainRate
-from .fair import FairQueue, Waiting
+from ..common.errors import DeadlineExceeded, TiermeshError
+from .admission import Admission, Prospect
+from .backlog import Waiting, level
+from .fair import FairQueue
+from .jobs import Decision, Dispatch, Job, Refusal, TenantRule, TierRule
+from .lags import Lags
 
-_MAX_RETRY_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class TierRule:
-    """A tier, highest first in the scheduler's list."""
-
-    name: str
-    ttft_s: float
-    min_share: float
+SLICE_TOKENS = 1024.0
+"""Service after which a conversation sinks by a level, in cost."""
+_LATENCY_SENSITIVE = 1.5
+"""How much longer a slice of the highest tier is: it serves those who wait for each turn."""
 
 
 @dataclass(frozen=True, slots=True)
-class TenantRule:
-    """What the scheduler must know of a tenant."""
-
-    weight: float
-    concurrent: int
-    queued: int
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A piece of work that needs a slot."""
-
-    number: int
-    """Unique."""
-    tenant: str
-    tier: str
-    cost: float
-    """Expected, in tokens, at most what the scheduler was told as the largest cost; more counts as that."""
-    deadline: float
-    """Monotonic seconds."""
-    service_s: float = 0.0
-    """Expected time from dispatch to the last token."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """The job has a slot now."""
-
-    job: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The job will not run."""
-
-    job: int
-    error: TiermeshError
-
-
-Decision = Dispatch | Refusal
+class _Held:
+    job: Job
+    arrived: float
 
 
 class Scheduler:
@@ -87,18 +42,18 @@ class Scheduler:
         alpha: float = 0.0,
     ) -> None:
         self._rules = {tier.name: tier for tier in tiers}
+        self._order = list(self._rules)
         self._tenant = tenant
         self._c_max = largest_cost
         self._max_queued = max_queued
         self._alpha = alpha
         self._queues = {tier.name: FairQueue() for tier in tiers}
-        self._lag = {tier.name: 0.0 for tier in tiers}
-        self._waiting: dict[int, Job] = {}
+        self._lags = Lags(tiers, largest_cost)
+        self._admission = Admission(self._order)
+        self._waiting: dict[int, _Held] = {}
         self._running: dict[int, Job] = {}
         self._running_of: dict[str, int] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self._drain = DrainRate()
-        self._last_s: float | None = None
         self.slots = 0
         """How many jobs may run at once; set by the owner at any time."""
 
@@ -108,14 +63,16 @@ class Scheduler:
         return len(self._running)
 
     @property
-    def lags(self) -> dict[str, float]:
+    def lags(self) -> Mapping[str, float]:
         """Service that each tier is owed, in tokens."""
-        return dict(self._lag)
+        return self._lags.all()
 
-    def set_tiers(self, tiers: Sequence[TierRule]) -> None:
-        """Other budgets and shares for the same tiers, from now on."""
-        assert [tier.name for tier in tiers] == list(self._rules), "tiers keep their names and order"
+    def configure(self, tiers: Sequence[TierRule], alpha: float) -> None:
+        """Other budgets and shares for the same tiers, and another α, for what comes from now on."""
+        assert [tier.name for tier in tiers] == self._order, "tiers keep their names and order"
         self._rules = {tier.name: tier for tier in tiers}
+        self._lags.set_shares(tiers)
+        self._alpha = alpha
 
     def queued(self, tier: str) -> int:
         """Jobs of a tier that wait."""
@@ -123,8 +80,8 @@ class Scheduler:
 
     def place(self, job: int) -> int:
         """How many jobs of the same or a higher tier wait with this one; 0 when it runs."""
-        waiting = self._waiting.get(job)
-        return sum(self.queued(name) for name in self._at_or_above(waiting.tier)) if waiting else 0
+        held = self._waiting.get(job)
+        return sum(self.queued(name) for name in self._order[: self._rank(held.job) + 1]) if held else 0
 
     @property
     def next_deadline(self) -> float | None:
@@ -137,141 +94,141 @@ class Scheduler:
         """Takes a job into its queue. The decisions may refuse it, or one that it pushes out. Then call `decide`."""
         assert job.number not in self._waiting, "job numbers are unique"
         assert job.number not in self._running, "job numbers are unique"
-        self._account(0.0, now)
-        if error := self._refusal(job, now):
+        self._admission.passed(now, self._backlogged())
+        prospect = self._prospect(job)
+        if error := self._refusal(job, prospect, now):
             return [Refusal(job.number, error)]
         decisions: list[Decision] = []
         if len(self._waiting) >= self._max_queued:
-            victim = self._victim(job.tier)
+            victim = self._victim(job)
             if victim is None:
-                return [Refusal(job.number, self._overloaded("too many requests wait", self._wait_s(job)))]
-            error = self._overloaded("a request of a higher tier took this one's place", self._wait_s(victim))
+                full = self._admission.overloaded("too many requests wait", job, 0.0, prospect.turn_s, now)
+                return [Refusal(job.number, full)]
+            why, turn_s = "a request of a higher tier took this one's place", self._prospect(victim).turn_s
+            decisions.append(Refusal(victim.number, self._admission.overloaded(why, victim, 0.0, turn_s, now)))
             self._leave_queue(victim)
-            decisions.append(Refusal(victim.number, error))
-        rule = self._rules[job.tier]
-        key = now + rule.ttft_s + self._alpha * job.service_s
-        self._waiting[job.number] = job
-        self._queues[job.tier].push(job.tenant, Waiting(key, job.number, job.number, self._cost(job)))
-        if len(self._deadlines) > 2 * len(self._waiting) + 64:  # most of its jobs have left the queue
-            self._deadlines = [(waiting.deadline, waiting.number) for waiting in self._waiting.values()]
-            heapq.heapify(self._deadlines)
-        else:
-            heapq.heappush(self._deadlines, (job.deadline, job.number))
+        self._enter_queue(job, now)
         return decisions
 
     def decide(self, now: float) -> list[Decision]:
-        """Refuses what is past its deadline, then fills free slots."""
-        self._account(0.0, now)
+        """Refuses what is past its deadline or can't meet it any more, then fills free slots."""
+        self._admission.passed(now, self._backlogged())
         decisions: list[Decision] = []
         while (deadline := self.next_deadline) is not None and deadline <= now:
-            job = self._waiting[heapq.heappop(self._deadlines)[1]]
+            job = self._waiting[heapq.heappop(self._deadlines)[1]].job
             self._leave_queue(job)
             error = DeadlineExceeded("the deadline passed while the request waited for a worker; allow more time")
             decisions.append(Refusal(job.number, error))
-        while len(self._running) < self.slots and (job_number := self._next()) is not None:
-            decisions.append(Dispatch(job_number))
+        while len(self._running) < self.slots and (waiting := self._backlogged()):
+            decisions.append(self._next(waiting, now))
         return decisions
 
     def finish(self, number: int, actual_cost: float, now: float) -> None:
         """A running job has ended, for whatever reason, after this much work. Then call `decide`."""
+        self._admission.passed(now, self._backlogged())
         job = self._running.pop(number)
         self._running_of[job.tenant] -= 1
         if not self._running_of[job.tenant]:
             del self._running_of[job.tenant]
-        weight = self._tenant(job.tenant).weight
-        self._queues[job.tier].correct(job.tenant, (actual_cost - self._cost(job)) / weight)
-        self._account(actual_cost, now)
+        self._queues[job.tier].charge(job.tenant, (actual_cost - self._cost(job)) / self._weight(job.tenant))
 
     def cancel(self, number: int, now: float) -> bool:
         """Takes a waiting job out without a decision; False when it does not wait."""
-        self._account(0.0, now)
-        job = self._waiting.get(number)
-        if job is None:
+        self._admission.passed(now, self._backlogged())
+        held = self._waiting.get(number)
+        if held is None:
             return False
-        self._leave_queue(job)
+        self._leave_queue(held.job)
         return True
 
     def refuse_all(self, error: TiermeshError) -> list[Decision]:
         """Empties all queues."""
         decisions: list[Decision] = []
-        for job in list(self._waiting.values()):
-            self._leave_queue(job)
-            decisions.append(Refusal(job.number, error))
+        for held in list(self._waiting.values()):
+            self._leave_queue(held.job)
+            decisions.append(Refusal(held.job.number, error))
         return decisions
 
     def _cost(self, job: Job) -> float:
         return min(job.cost, self._c_max)
 
-    def _next(self) -> int | None:
-        """Takes the next job out of its queue and accounts for it."""
-        backlogged = [name for name, queue in self._queues.items() if queue.has_eligible(self._eligible)]
-        if not backlogged:
-            return None
-        owed = max(backlogged, key=lambda name: self._lag[name])
-        tier = owed if self._lag[owed] >= self._c_max else backlogged[0]
-        popped = self._queues[tier].pop(lambda tenant: self._tenant(tenant).weight, self._eligible)
-        assert popped is not None, "a backlogged tier has an eligible job"
-        tenant, item = popped
-        for name in backlogged:
-            self._lag[name] += self._rules[name].min_share * item.cost
-        self._lag[tier] = max(self._lag[tier] - item.cost, 0.0)
-        self._clear_lag(tier)
-        self._running[item.job] = self._waiting.pop(item.job)
-        self._running_of[tenant] = self._running_of.get(tenant, 0) + 1
-        return item.job
+    def _weight(self, tenant: str) -> float:
+        return self._tenant(tenant).weight
+
+    def _rank(self, job: Job) -> int:
+        return self._order.index(job.tier)
 
     def _eligible(self, tenant: str) -> bool:
         return self._running_of.get(tenant, 0) < self._tenant(tenant).concurrent
 
+    def _backlogged(self) -> list[str]:
+        """Tiers with a job that could run if there were a slot, in order."""
+        return [name for name, queue in self._queues.items() if queue.has_eligible(self._eligible)]
+
+    def _next(self, waiting: Sequence[str], now: float) -> Decision:
+        """Gives a slot to the job that is due, or refuses it when it can't be done in time any more."""
+        tier = self._lags.next(waiting)
+        queue = self._queues[tier]
+        tenant, item = queue.first(self._eligible, now)
+        held = self._waiting[item.job]
+        if error := self._hopeless(held, now):
+            self._leave_queue(held.job)
+            return Refusal(item.job, error)
+        self._lags.served(tier, item.cost, waiting)
+        self._leave_queue(held.job)
+        queue.charge(tenant, item.cost / self._weight(tenant))
+        if now > held.arrived:
+            self._admission.drained(tier, item.cost)
+        self._running[item.job] = held.job
+        self._running_of[tenant] = self._running_of.get(tenant, 0) + 1
+        return Dispatch(item.job)
+
+    def _enter_queue(self, job: Job, now: float) -> None:
+        rule = self._rules[job.tier]
+        slice_tokens = SLICE_TOKENS * (1.0 if self._rank(job) else _LATENCY_SENSITIVE)
+        sunk_s = rule.ttft_s * level(job.attained, slice_tokens)
+        key = now + rule.ttft_s + sunk_s + self._alpha * job.service_s
+        on_time_until = now + rule.ttft_s - job.first_s
+        self._waiting[job.number] = _Held(job, now)
+        self._queues[job.tier].push(job.tenant, Waiting(key, job.number, self._cost(job), on_time_until))
+        if len(self._deadlines) > 2 * len(self._waiting) + 64:  # most of its jobs have left the queue
+            self._deadlines = [(held.job.deadline, number) for number, held in self._waiting.items()]
+            heapq.heapify(self._deadlines)
+        else:
+            heapq.heappush(self._deadlines, (job.deadline, job.number))
+
     def _leave_queue(self, job: Job) -> None:
         del self._waiting[job.number]
         self._queues[job.tier].remove(job.tenant, job.number)
-        self._clear_lag(job.tier)
+        if not self.queued(job.tier):
+            self._lags.clear(job.tier)
 
-    def _clear_lag(self, tier: str) -> None:
-        if not self.queued(tier):
-            self._lag[tier] = 0.0
+    def _prospect(self, job: Job) -> Prospect:
+        queue = self._queues[job.tier]
+        ahead = queue.ahead(job.tenant, self._cost(job), self._weight) if queue else 0.0
+        return self._admission.prospect(job, ahead, queue.share(job.tenant, self._weight))
 
-    def _refusal(self, job: Job, now: float) -> TiermeshError | None:
+    def _refusal(self, job: Job, prospect: Prospect, now: float) -> TiermeshError | None:
         """Why a job can't be taken."""
-        if job.deadline <= now:
-            return DeadlineExceeded("the deadline had passed when the request came; allow more time")
+        if error := self._admission.late(job, prospect, now):
+            return error
         waiting = sum(queue.waiting(job.tenant) for queue in self._queues.values())
         if waiting >= self._tenant(job.tenant).queued:
-            return self._overloaded(f"{waiting} requests of this tenant wait already", self._wait_s(job))
-        wait_s = self._wait_s(job)
-        excess_s = now + wait_s + job.service_s - job.deadline
-        # Without a wait the refusal would rest on a guess about the answer's length alone; a slot is free, so try.
-        if wait_s > 0 and excess_s > 0:
-            return self._overloaded(f"it would start in {wait_s:.1f} s and miss its deadline", excess_s)
+            why = f"{waiting} requests of this tenant wait already"
+            return self._admission.overloaded(why, job, 0.0, prospect.turn_s, now)
         return None
 
-    def _wait_s(self, job: Job) -> float:
-        """Expected time until a job that came now would start."""
-        rate = self._drain.per_s
-        ahead = sum(self._queues[name].cost for name in self._at_or_above(job.tier))
-        return ahead / rate if rate and ahead else 0.0
+    def _hopeless(self, held: _Held, now: float) -> TiermeshError | None:
+        """Why a job that is due can't be done in time any more; one that did not wait is tried."""
+        excess_s = now + held.job.service_s - held.job.deadline
+        if excess_s <= 0 or now <= held.arrived or not (turn_s := self._prospect(held.job).turn_s):
+            return None
+        why = f"it has waited {now - held.arrived:.1f} s and would miss its deadline"
+        return self._admission.overloaded(why, held.job, excess_s, turn_s, now)
 
-    def _at_or_above(self, tier: str) -> list[str]:
-        names = list(self._rules)
-        return names[: names.index(tier) + 1]
-
-    def _victim(self, tier: str) -> Job | None:
+    def _victim(self, job: Job) -> Job | None:
         """The newest job of the lowest tier that waits below this one."""
-        names = list(self._rules)
-        for name in reversed(names[names.index(tier) + 1 :]):
-            if (number := self._queues[name].newest()) is not None:
-                return self._waiting[number]
+        for name in reversed(self._order[self._rank(job) + 1 :]):
+            if (number := self._queues[name].newest) is not None:
+                return self._waiting[number].job
         return None
-
-    def _overloaded(self, why: str, excess_s: float) -> Overloaded:
-        retry_s = min(max(excess_s, 0.1), _MAX_RETRY_S)
-        return Overloaded(f"{why}; try again in {retry_s:.1f} s", retry_after_s=retry_s)
-
-    def _account(self, finished_cost: float, now: float) -> None:
-        """Feeds the drain rate: time counts while jobs wait, since idle slots say nothing about speed."""
-        since = now if self._last_s is None else self._last_s
-        self._last_s = now
-        waited_s = max(0.0, now - since) if self._waiting else 0.0
-        if finished_cost or waited_s:
-            self._drain.add(finished_cost, waited_s)

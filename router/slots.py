@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from ..common.clock import Clock
 from ..common.errors import TiermeshError
-from .scheduler import Decision, Dispatch, Job, Scheduler
+from .jobs import Decision, Dispatch, Job
+from .scheduler import Scheduler
 
 _TIMER_SLACK_S = 0.001
 """The event loop's timers are good to a millisecond; firing early would only spin."""

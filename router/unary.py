@@ -13,8 +13,8 @@ from ..common.errors import NoWorkers
 from ..common.rpc import channel
 from ..common.types import Prompt, ScoreRequest, Scores
 from .answers import Parts
+from .jobs import Job
 from .registry import Worker
-from .scheduler import Job
 
 
 class Unary:
@@ -30,12 +30,11 @@ class Unary:
         tokens = parts.estimates.prompt_tokens(request.prompt)
         reservation = parts.limits.reserve(tenant, tokens)
         number = parts.slots.number()
+        service_s = parts.estimates.service_s(tokens, 0.0, parts.registry.batches)
         used = 0.0
         ticket = None
         try:
-            ticket = parts.slots.submit(
-                Job(number, tenant.name, request.tier, tokens, deadline, parts.estimates.ttft_s(tokens))
-            )
+            ticket = parts.slots.submit(Job(number, tenant.name, request.tier, tokens, deadline, service_s, service_s))
             await ticket.wait()
             used = float(tokens)
             worker = self._worker()

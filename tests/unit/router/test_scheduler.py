@@ -1,15 +1,21 @@
-"""The schedule: one outcome per job, work conserving, bounded waiting, weighted service, nothing late, slots return."""
+"""The schedule: one outcome per job, work conserving, bounded lag and waiting, even service, nothing late, slots free.
+
+Each bound is derived where its rule is: `router/lags.py` for tiers, `router/fair.py` for tenants.
+"""
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tiermesh.common.errors import DeadlineExceeded, NoWorkers, Overloaded
-from tiermesh.router.scheduler import Dispatch, Job, Refusal, Scheduler, TenantRule, TierRule
+from tiermesh.router.jobs import Dispatch, Job, Refusal, TenantRule, TierRule
+from tiermesh.router.lags import lag_bound, wait_bound
+from tiermesh.router.scheduler import Scheduler
 
 C_MAX = 100.0
 TIERS = [TierRule("high", 0.05, 0.2), TierRule("middle", 0.2, 0.1), TierRule("low", 1.0, 0.05)]
@@ -26,26 +32,40 @@ def job(number: int, tenant: str = "a", tier: str = "high", cost: float = 10.0, 
     return Job(number, tenant, tier, cost, deadline)
 
 
+def eligible_waiting(model: Model, tier: str) -> set[str]:
+    """Tenants with a job in this tier that only a slot keeps from running."""
+    of = [model.jobs[number].tenant for number in model.running]
+    waiting = {model.jobs[number].tenant for number in model.waiting if model.jobs[number].tier == tier}
+    return {tenant for tenant in waiting if of.count(tenant) < model.rules[tenant].concurrent}
+
+
 class Model:
     """Drives a scheduler as its owner would, and checks what must always hold."""
 
-    def __init__(self, rules: dict[str, TenantRule], slots: int, max_queued: int) -> None:
+    def __init__(self, rules: dict[str, TenantRule], slots: int, max_queued: int = 10**6) -> None:
         self.rules = rules
         self.scheduler = scheduler(rules, slots, max_queued)
         self.now = 0.0
         self.jobs: dict[int, Job] = {}
+        self.actual: dict[int, float] = {}
         self.waiting: set[int] = set()
         self.running: set[int] = set()
         self.outcomes: dict[int, str] = {}
+        self.most_running = 0
+        self.passed_over = dict.fromkeys((tier.name for tier in TIERS), 0.0)
+        """Cost that others were given since a tier began to wait."""
+        self.service: dict[tuple[str, str], float] = {}
+        """By tier and tenant: what its dispatched jobs cost in the end, per weight."""
+        self.gaps: dict[tuple[str, str, str], list[float]] = {}
+        """By tier and two tenants that wait: the least and the greatest difference of their service since they do."""
 
     def take(self, decisions: list[Dispatch | Refusal]) -> None:
         for decision in decisions:
             assert decision.job not in self.outcomes, "one outcome per job"
+            waited = {tier.name: eligible_waiting(self, tier.name) for tier in TIERS}
             self.waiting.discard(decision.job)
             if isinstance(decision, Dispatch):
-                assert self.jobs[decision.job].deadline > self.now, "nothing is dispatched after its deadline"
-                self.outcomes[decision.job] = "dispatched"
-                self.running.add(decision.job)
+                self.dispatched(self.jobs[decision.job], waited)
             else:
                 if isinstance(decision.error, DeadlineExceeded):
                     assert self.jobs[decision.job].deadline <= self.now, "only what is late is called late"
@@ -53,33 +73,62 @@ class Model:
                     assert decision.error.retry_after_s is not None
                     assert 0 < decision.error.retry_after_s <= 30
                 self.outcomes[decision.job] = "refused"
+            self.check_gaps()
+
+    def dispatched(self, job: Job, waited: dict[str, set[str]]) -> None:
+        assert job.deadline > self.now, "nothing is dispatched after its deadline"
+        assert job.tenant in waited[job.tier], "nothing is dispatched beyond its tenant's limit"
+        self.outcomes[job.number] = "dispatched"
+        self.running.add(job.number)
+        self.most_running = max(self.most_running, len(self.running))
+        for tier in TIERS:
+            served = tier.name == job.tier or not waited[tier.name]
+            self.passed_over[tier.name] = 0.0 if served else self.passed_over[tier.name] + min(job.cost, C_MAX)
+            assert self.passed_over[tier.name] <= wait_bound(TIERS, tier, C_MAX)
+        key = (job.tier, job.tenant)
+        self.service[key] = self.service.get(key, 0.0) + self.actual[job.number] / self.rules[job.tenant].weight
+
+    def check_gaps(self) -> None:
+        gaps = {}
+        for tier in TIERS:
+            for a, b in itertools.combinations(sorted(eligible_waiting(self, tier.name)), 2):
+                gap = self.service.get((tier.name, a), 0.0) - self.service.get((tier.name, b), 0.0)
+                low, high = self.gaps.get((tier.name, a, b), (gap, gap))
+                gaps[tier.name, a, b] = [min(low, gap), max(high, gap)]
+                assert gaps[tier.name, a, b][1] - gaps[tier.name, a, b][0] <= self.service_bound(a, b) + 1e-6
+        self.gaps = gaps
+
+    def service_bound(self, a: str, b: str) -> float:
+        """As `fair.py` states it: 2·c_max ÷ w + 2·slots·e."""
+        weight = min(self.rules[a].weight, self.rules[b].weight)
+        errors = [abs(self.actual[job.number] - min(job.cost, C_MAX)) / weight for job in self.jobs.values()]
+        return 2 * C_MAX / weight + 2 * self.most_running * max(errors)
 
     def settle(self) -> None:
         self.take(self.scheduler.decide(self.now))
         assert len(self.running) == self.scheduler.running
         assert len(self.waiting) == sum(self.scheduler.queued(tier.name) for tier in TIERS)
-        of = [self.jobs[number].tenant for number in self.running]
-        for name, rule in self.rules.items():
-            assert of.count(name) <= rule.concurrent
-        if self.scheduler.running < self.scheduler.slots:
-            for number in self.waiting:
-                tenant = self.jobs[number].tenant
-                assert of.count(tenant) >= self.rules[tenant].concurrent, "no slot idles while an eligible job waits"
         for tier in TIERS:
+            if self.scheduler.running < self.scheduler.slots:
+                assert not eligible_waiting(self, tier.name), "no slot idles while an eligible job waits"
             if not self.scheduler.queued(tier.name):
                 assert self.scheduler.lags[tier.name] == 0
+            assert self.scheduler.lags[tier.name] <= lag_bound(TIERS, C_MAX)
 
-    def arrive(self, tenant: str, tier: str, cost: float, patience_s: float) -> None:
-        new = Job(len(self.jobs), tenant, tier, cost, self.now + patience_s)
+    def arrive(
+        self, tenant: str, tier: str, cost: float, patience_s: float, actual: float, service_s: float = 0.0
+    ) -> None:
+        new = Job(len(self.jobs), tenant, tier, cost, self.now + patience_s, service_s)
         self.jobs[new.number] = new
+        self.actual[new.number] = actual
         self.waiting.add(new.number)
         self.take(self.scheduler.arrive(new, self.now))
 
-    def finish(self, pick: int, actual: float) -> None:
+    def finish(self, pick: int) -> None:
         if self.running:
             number = sorted(self.running)[pick % len(self.running)]
             self.running.discard(number)
-            self.scheduler.finish(number, actual, self.now)
+            self.scheduler.finish(number, self.actual[number], self.now)
 
     def cancel(self, pick: int) -> None:
         if self.waiting:
@@ -87,44 +136,76 @@ class Model:
             assert self.scheduler.cancel(number, self.now)
             self.waiting.discard(number)
             self.outcomes[number] = "cancelled"
+            self.check_gaps()
+
+    def run_out(self) -> None:
+        """Until nothing waits or runs."""
+        self.scheduler.slots = max(1, self.scheduler.slots)
+        while self.waiting or self.running:
+            self.settle()
+            self.now += 0.1
+            self.finish(0)
+        assert self.scheduler.running == 0, "slots return to zero"
+        assert set(self.outcomes) == set(self.jobs), "one outcome per job"
 
 
+COSTS = st.floats(1, 150)
 STEPS = st.one_of(
     st.tuples(
-        st.just("arrive"), st.sampled_from("abc"), st.sampled_from(TIERS), st.floats(1, 150), st.floats(-0.1, 20)
+        st.just("arrive"),
+        st.sampled_from("abc"),
+        st.sampled_from([tier.name for tier in TIERS]),
+        COSTS,
+        st.floats(-0.1, 20),
+        COSTS,
+        st.floats(0, 5),
     ),
-    st.tuples(st.just("finish"), st.integers(0, 9), st.floats(0, 200)),
+    st.tuples(st.just("finish"), st.integers(0, 9)),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("wait"), st.floats(0, 3)),
     st.tuples(st.just("slots"), st.integers(0, 4)),
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(STEPS, max_size=80), st.integers(1, 12))
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(STEPS, max_size=60), st.integers(1, 12))
 def test_whatever_happens_the_invariants_hold(steps: list[tuple], max_queued: int) -> None:
+    """600 short workloads of any events. Bounds: `lags.py` (lag, wait) and `fair.py` (service of two tenants)."""
     rules = {"a": TenantRule(1.0, 2, 5), "b": TenantRule(2.0, 1, 3), "c": TenantRule(0.5, 100, 100)}
     model = Model(rules, 2, max_queued)
     for kind, *what in steps:
-        if kind == "arrive":
-            tenant, tier, cost, patience_s = what
-            model.arrive(tenant, tier.name, cost, patience_s)
-        elif kind == "finish":
-            model.finish(*what)
-        elif kind == "cancel":
-            model.cancel(*what)
-        elif kind == "wait":
+        if kind == "wait":
             model.now += what[0]
-        else:
+        elif kind == "slots":
             model.scheduler.slots = what[0]
+        else:
+            getattr(model, kind)(*what)
         model.settle()
-    model.scheduler.slots = 3
-    while model.waiting or model.running:
-        model.settle()
+    model.run_out()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([0.0, 0.3]), st.sampled_from([5.0, 60.0]))
+def test_under_lasting_overload_the_bounds_hold(seed: int, slots: int, error: float, least: float) -> None:
+    """200 long workloads with all queues full, where the bounds are near: limits, weights and errors as they come.
+
+    Without errors the service of two tenants keeps within 2·c_max ÷ w; with them, 2·slots·e more, see `fair.py`.
+    """
+    rng = random.Random(seed)
+    rules = {name: TenantRule(rng.choice([0.5, 1.0, 3.0]), rng.choice([2, 5, 99]), 99) for name in "abc"}
+    model = Model(rules, slots)
+    for _ in range(150):
+        while len(model.waiting) < 12:
+            cost = rng.uniform(least, C_MAX)
+            actual = cost * rng.uniform(1 - error, 1 + error)
+            model.arrive(rng.choice("abc"), rng.choice(TIERS).name, cost, 1e6, actual)
         model.now += 0.1
-        model.finish(0, 10.0)
-    assert model.scheduler.running == 0
-    assert set(model.outcomes) == set(model.jobs)
+        model.settle()
+        for _ in range(len(model.running) if rng.random() < 0.1 else 1):
+            model.finish(rng.randrange(9))
+        if rng.random() < 0.05:
+            model.cancel(rng.randrange(9))
+    model.run_out()
 
 
 def served(schedule: Scheduler, count: int, rng: random.Random, refill: list[tuple[str, str]]) -> list[Job]:
@@ -147,20 +228,13 @@ def served(schedule: Scheduler, count: int, rng: random.Random, refill: list[tup
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_tier_that_waits_is_served_within_the_stated_bound(seed: int) -> None:
+def test_a_tier_that_always_waits_gets_its_share(seed: int) -> None:
+    """Up to the lag that it may be owed at the end, see `lags.py`."""
     order = served(scheduler(), 3000, random.Random(seed), [("a", tier.name) for tier in TIERS])
-    total = sum(tier.min_share for tier in TIERS)
+    total = sum(done.cost for done in order)
     for tier in TIERS:
-        bound = C_MAX * (1 / tier.min_share + 2 * len(TIERS) / (1 - total) + 1)
-        waited = longest = 0.0
-        for done in order:
-            waited = 0.0 if done.tier == tier.name else waited + done.cost
-            longest = max(longest, waited)
-        assert longest <= bound
-        share = sum(d.cost for d in order if d.tier == tier.name) / sum(d.cost for d in order)
-        assert share >= 0.9 * tier.min_share
-    # A scheduler without the share rule would never serve the low tier: the test must be able to tell.
-    assert sum(d.tier == "high" for d in order) > len(order) * 0.6
+        assert sum(d.cost for d in order if d.tier == tier.name) >= tier.min_share * total - lag_bound(TIERS, C_MAX)
+    assert sum(d.tier == "high" for d in order) > len(order) * 0.6, "the rest goes to the highest"
 
 
 def test_without_need_for_shares_the_order_of_tiers_is_strict() -> None:
@@ -173,16 +247,6 @@ def test_without_need_for_shares_the_order_of_tiers_is_strict() -> None:
         order.append(decision.job)
         schedule.finish(decision.job, 10.0, 0.0)
     assert order == [2, 1, 0]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_weighted_service_of_two_tenants_stays_close(seed: int) -> None:
-    rules = {"a": TenantRule(3.0, 99, 99), "b": TenantRule(1.0, 99, 99)}
-    order = served(scheduler(rules), 2000, random.Random(seed), [("a", "high"), ("b", "high")])
-    service = {"a": 0.0, "b": 0.0}
-    for done in order:
-        service[done.tenant] += done.cost / rules[done.tenant].weight
-        assert abs(service["a"] - service["b"]) <= 2 * C_MAX / min(rule.weight for rule in rules.values())
 
 
 def test_a_tenant_that_was_away_saves_nothing_up() -> None:

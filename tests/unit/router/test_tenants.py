@@ -1,4 +1,4 @@
-"""Requests held to their tenant; estimates; the policy for nodes."""
+"""Requests held to their tenant; the policy for nodes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from tiermesh.common.config import MeshConfig, NodeConfig, default_mesh
 from tiermesh.common.errors import DeadlineExceeded, Forbidden, InvalidRequest, Unauthenticated
 from tiermesh.common.keys import key_hash
 from tiermesh.common.secret import Secret
-from tiermesh.common.types import ChatMessage, Quality, Request
-from tiermesh.router.estimates import Decayed, DrainRate, Estimates, RunningMedian
+from tiermesh.common.types import Quality, Request
 from tiermesh.router.policy import policy_for
 from tiermesh.router.tenants import Directory, stricter
 
@@ -86,42 +85,3 @@ def test_nodes_need_their_own_credential_once_any_is_named() -> None:
     beyond = Directory(replace(base, insecure=True, router=replace(base.router, listen="0.0.0.0:1")), SECRET)
     with pytest.raises(Unauthenticated):
         beyond.node("any", "")
-
-
-def test_medians_and_means_forget() -> None:
-    seen = RunningMedian(5.0, window=3)
-    assert seen.value == 5.0
-    for value in (1.0, 2.0, 3.0, 100.0, 101.0):
-        seen.add(value)
-    assert seen.value == 100.0
-    mean = Decayed(9.0, half_life=1.0)
-    mean.add(1.0)
-    assert mean.value == 1.0
-    mean.add(3.0)
-    assert mean.value == 2.0
-
-
-def test_the_drain_rate_counts_time_with_work_waiting_only() -> None:
-    rate = DrainRate()
-    rate.add(100.0, 0.0)
-    assert rate.per_s is None
-    for _ in range(200):
-        rate.add(10.0, 0.5)
-    assert rate.per_s == pytest.approx(20.0, rel=0.05)
-
-
-def test_costs_follow_what_answers_turn_out_to_be() -> None:
-    estimates = Estimates()
-    assert estimates.prompt_tokens((1, 2, 3)) == 3
-    assert estimates.output_tokens("a", 16) == 16
-    for _ in range(9):
-        estimates.finished("a", 200, "x" * 100, 50, 10)
-    assert estimates.output_tokens("a", 200) == 10
-    assert estimates.output_tokens("b", 200) == 64
-    assert estimates.prompt_tokens("y" * 10) == 5
-    assert estimates.prompt_tokens((ChatMessage("user", "y" * 20),)) == 10
-    assert estimates.cost("a", 5, 200) == 25
-    estimates.timed(100, 0.2, 0.9, 10)
-    assert estimates.tpot_s.value == pytest.approx(0.1)
-    assert estimates.ttft_s(50) == pytest.approx(0.2)
-    assert estimates.ttft_s(200) == pytest.approx(0.4)

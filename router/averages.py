@@ -1,0 +1,98 @@
+"""Figures that are learned as they come, in bounded memory. Pure: time comes as an argument."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+
+class RunningMedian:
+    """The median of the last values."""
+
+    def __init__(self, first: float, window: int = 64) -> None:
+        self._values: deque[float] = deque(maxlen=window)
+        self._median = first
+
+    @property
+    def value(self) -> float:
+        """The median, or the first guess when nothing was seen."""
+        return self._median
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        self._values.append(value)
+        self._median = median(self._values)
+
+
+class Decayed:
+    """A mean that forgets: a value's weight halves with each `half_life` values."""
+
+    def __init__(self, first: float, half_life: float = 16.0) -> None:
+        self.value = first
+        self._keep = 0.5 ** (1.0 / half_life)
+        self._seen = 0
+
+    def add(self, value: float) -> None:
+        """One more value; the first one replaces the guess."""
+        keep = self._keep if self._seen else 0.0
+        self._seen += 1
+        self.value = keep * self.value + (1 - keep) * value
+
+
+class DecayedLine:
+    """y ≈ a + b·x by least squares over values whose weight halves with each `half_life` of them; a and b at least 0.
+
+    Where the x hardly differ no slope can be told, and the line is flat through the mean.
+    """
+
+    def __init__(self, first: float, half_life: float = 64.0) -> None:
+        self._first = first
+        self._keep = 0.5 ** (1.0 / half_life)
+        self._weight = 0.0
+        self._x = 0.0
+        self._y = 0.0
+        self._xx = 0.0
+        """Weighted sum of squares about the mean of x."""
+        self._xy = 0.0
+
+    def add(self, x: float, y: float) -> None:
+        """One more value, finite."""
+        kept = self._keep * self._weight
+        self._weight = kept + 1.0
+        dx, dy = x - self._x, y - self._y
+        self._x += dx / self._weight
+        self._y += dy / self._weight
+        # Sums about the mean, as Welford has them: plain sums of squares lose their digits where x is large and even.
+        shift = kept / self._weight
+        self._xx = self._keep * self._xx + dx * dx * shift
+        self._xy = self._keep * self._xy + dx * dy * shift
+
+    def at(self, x: float) -> float:
+        """The line's value there; the first guess when nothing was seen."""
+        if not self._weight:
+            return self._first
+        spread = self._xx / self._weight
+        slope = max(0.0, self._xy / self._xx) if spread > 1e-3 * (1.0 + self._x * self._x) else 0.0
+        if self._y < slope * self._x:  # a line through the origin then, by the mean
+            slope = self._y / self._x
+        return max(0.0, self._y + slope * (x - self._x))
+
+
+class DrainRate:
+    """Cost that leaves per second while work is waiting; a time's weight halves each `half_life_s` of waiting."""
+
+    def __init__(self, half_life_s: float = 10.0) -> None:
+        self._half_life_s = half_life_s
+        self._cost = 0.0
+        self._time_s = 0.0
+
+    @property
+    def per_s(self) -> float | None:
+        """None until a second of waiting has been seen."""
+        return self._cost / self._time_s if self._time_s >= 1.0 and self._cost > 0 else None
+
+    def add(self, cost: float, waited_s: float) -> None:
+        """This much left; `waited_s` of the time since the last call had work waiting."""
+        keep = 0.5 ** (waited_s / self._half_life_s)
+        self._cost = keep * self._cost + cost
+        self._time_s = keep * self._time_s + waited_s

@@ -1,0 +1,114 @@
+"""The simulated schedule: workers keep time, runs account for every request, and policies can be told apart."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiermesh.bench.schedule_sim import OURS, draw, ours, policies, run_all, show, summary
+from tiermesh.bench.sim_figures import WARM_UP_S, bounds, figures
+from tiermesh.bench.sim_run import Pool, simulate
+from tiermesh.bench.sim_workers import Sequence, Service, Worker
+from tiermesh.bench.sim_workload import BURSTY, ON_OFF, SCENARIOS, STEADY, TIERS, Scenario, mean_work, offers
+
+SERVICE = Service()
+
+
+def test_a_lone_answer_takes_its_prefill_and_its_steps() -> None:
+    worker = Worker(SERVICE, "w")
+    worker.add(Sequence(0, 100, 11))
+    worker.advance(worker.next_event)
+    assert worker.now == pytest.approx(SERVICE.read_s(100))
+    assert worker.pop()[1] is False
+    worker.advance(worker.next_event)
+    assert worker.now == pytest.approx(SERVICE.read_s(100) + 10 * SERVICE.tpot_s(1))
+    assert worker.pop()[1] is True
+    assert worker.held == 0
+    assert worker.next_event == math.inf
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 999), st.integers(1, 50)), min_size=1, max_size=40), st.integers(0, 60))
+def test_every_answer_gets_its_tokens_and_no_faster_than_the_fullest_batch(
+    work: list[tuple[int, int]], stop_after: int
+) -> None:
+    worker, spare = Worker(SERVICE, "w"), Worker(SERVICE, "spare")
+    answers = [Sequence(number, prompt, output) for number, (prompt, output) in enumerate(work)]
+    for answer in answers:
+        worker.add(answer)
+    done, events = set(), 0
+    while (at := min(worker.next_event, spare.next_event)) < math.inf:
+        worker.advance(at)
+        spare.advance(at)
+        for place in (worker, spare):
+            assert len(place.decoding) + (place.reading is not None) <= SERVICE.slots
+            while place.next_event <= at:
+                answer, complete = place.pop()
+                if complete:
+                    assert answer.number not in done
+                    assert answer.delivered == answer.output
+                    done.add(answer.number)
+        events += 1
+        if events == stop_after:
+            for answer in worker.die():
+                spare.add(answer)
+    assert done == set(range(len(work)))
+    assert at == math.inf
+    assert spare.now >= sum(SERVICE.least_work_s(*lengths) for lengths in work) / 2 - 1e-9
+
+
+@pytest.mark.parametrize("phases", [STEADY, BURSTY, ON_OFF])
+def test_the_offered_work_is_the_load(phases: object) -> None:
+    scenario = Scenario("x", phases)  # type: ignore[arg-type]
+    asked = offers(scenario, 1.0, SERVICE, 4, 3000.0, seed=3)
+    assert [offer.at for offer in asked] == sorted(offer.at for offer in asked)
+    work = sum(SERVICE.least_work_s(offer.prompt, offer.output) for offer in asked)
+    assert work / 3000.0 / 4 == pytest.approx(1.0, abs=0.08)
+    for index, tier in enumerate(TIERS):
+        rate = 4 * tier.work / mean_work(tier, SERVICE)
+        assert sum(offer.tier == index for offer in asked) / 3000.0 == pytest.approx(rate, rel=0.15)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_every_policy_accounts_for_every_request(scenario: Scenario) -> None:
+    horizon_s = 15.0
+    asked = offers(scenario, 2.0, SERVICE, 2, horizon_s, seed=1)
+    for name, policy in policies().items():
+        run = simulate(policy, asked, Pool(SERVICE, 2, (5.0, 9.0) if scenario.dead else None))
+        assert [outcome.offer for outcome in run.outcomes] == asked, name
+        for outcome in run.outcomes:
+            assert outcome.ended is not None
+            assert outcome.ended <= outcome.offer.at + TIERS[outcome.offer.tier].deadline_s + 1e-9
+            assert (
+                outcome.tokens == outcome.offer.output if outcome.complete else outcome.tokens <= outcome.offer.output
+            )
+            assert outcome.complete <= (outcome.first is not None) <= (outcome.dispatched is not None)
+
+
+def test_a_short_run_keeps_the_bounds_and_beats_a_single_queue(tmp_path: Path) -> None:
+    """Two times overloaded for half a minute: enough to tell a schedule with tiers from one without."""
+    told = run_all(SCENARIOS[0], 2.0, WARM_UP_S + 30.0, 0)
+    limits = bounds()
+    assert told[OURS]["largest_lag"] <= limits["largest_lag"]
+    for tier, waited in told[OURS]["longest_wait"].items():
+        assert waited <= limits["longest_wait"][tier]
+    assert told[OURS]["tiers"]["realtime"]["attained"] > 0.95
+    assert told["fcfs"]["tiers"]["realtime"]["attained"] < 0.5
+    for name in policies():
+        assert told[name]["goodput_per_s"] <= told["fluid_bound_per_s"]
+    rows = [{"scenario": "poisson", "load": 2.0} | summary([told]) | {"runs": [told]}]
+    show(rows)
+    draw(rows, tmp_path)
+    assert (tmp_path / "schedule_sim_poisson.png").stat().st_size > 10_000
+
+
+def test_below_capacity_next_to_all_attain_their_tier() -> None:
+    horizon_s = WARM_UP_S + 20.0
+    asked = offers(SCENARIOS[0], 0.5, SERVICE, 4, horizon_s, seed=2)
+    told = figures(simulate(ours, asked, Pool(SERVICE, 4)), horizon_s)
+    assert min(tier["attained"] for tier in told["tiers"].values()) > 0.97
+    assert told["wasted_tokens"] < 0.02
