@@ -12,7 +12,7 @@ from ..common.config_types import TenantConfig
 from ..common.errors import NoWorkers
 from ..common.rpc import channel
 from ..common.types import Prompt, ScoreRequest, Scores
-from .answers import Parts
+from .parts import Parts
 from .registry import Worker
 from .scheduler import Job
 
