@@ -238,6 +238,7 @@ def toy() -> Any:
         (),
         {
             "Worker": ToyWorker,
+            "Client": Client,
             "ids": staticmethod(toy_ids),
             "text": staticmethod(toy_text),
             "until": staticmethod(until),
