@@ -29,6 +29,8 @@ _HARD_S = 1.0
 _BATCH = 128
 _TURNS = 4
 """Turns of the event loop that an answer which may lie in the socket already gets, once its time is over."""
+_QUIET_S = 10.0
+"""Between two lines of the log about calls that were refused."""
 _TEXTS = {script.sha: script.text for script in ALL}
 
 Late = Callable[[Any], None]
@@ -62,6 +64,7 @@ class Line:
         self._waiting: deque[_Call] = deque()
         self._wake = asyncio.Event()
         self._connection: Connection | None = None
+        self._tell_from = float("-inf")
 
     @property
     def up(self) -> bool:
@@ -143,12 +146,7 @@ class Line:
             await self._hang_up()
             return
         for call, reply in zip(calls, replies, strict=True):
-            if isinstance(reply, ResponseError):
-                _log.warning("cache_refused", detail=str(reply)[:200])
-                self._observer.called("failed")
-                self._failed()
-                reply = None
-            call.answered(reply)
+            call.answered(self._refused(reply) if isinstance(reply, ResponseError) else reply)
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         connection = self._connection
@@ -161,6 +159,14 @@ class Line:
             except ResponseError as error:
                 replies.append(error)
         return replies
+
+    def _refused(self, error: ResponseError) -> None:
+        """Redis answered, and in time: nothing for the breaker. A replica without its master says so at each call."""
+        self._observer.called("failed")
+        now = self._clock.now()
+        if now >= self._tell_from:
+            self._tell_from = now + _QUIET_S
+            _log.warning("cache_refused", detail=str(error)[:200])
 
     def _trip(self, error: Exception) -> None:
         if self.breaker.closed:

@@ -90,6 +90,18 @@ local function keep(prefix, id, value, ttl_ms, max_entries, max_bytes)
 end
 """
 
+# What lies under an entry's name; something that is no string at all is dropped.
+_VALUE = """
+local function value_of(entry)
+  local value = redis.pcall('GET', entry)
+  if failed(value) then
+    redis.call('DEL', entry)
+    return nil
+  end
+  return value
+end
+"""
+
 _RING = """
 local function ring(bells, tail)
   for _, bell in ipairs(redis.call('SMEMBERS', bells)) do redis.call('PUBLISH', bell, tail) end
@@ -98,10 +110,11 @@ end
 
 GET = Script(
     _GENERATION
+    + _VALUE
     + """
 local prefix, model = generation(ARGV[1], ARGV[2], ARGV[3])
 if not prefix then return {'none'} end
-local value = redis.call('GET', prefix .. 'e:' .. model .. ARGV[4])
+local value = value_of(prefix .. 'e:' .. model .. ARGV[4])
 return value and {'hit', prefix, model .. ARGV[4], value} or {'none'}
 """
 )
@@ -130,11 +143,12 @@ entries, bytes. Keeps nothing when a purge has come between."""
 
 CLAIM = Script(
     _GENERATION
+    + _VALUE
     + """
 local prefix, model = generation(ARGV[1], ARGV[2], ARGV[3])
 if not prefix then return {'none'} end
 local id = model .. ARGV[4]
-local value = redis.call('GET', prefix .. 'e:' .. id)
+local value = value_of(prefix .. 'e:' .. id)
 if value then return {'hit', prefix, id, value} end
 local tail = id .. ':' .. ARGV[5]
 local lease, story, bells = prefix .. 'l:' .. tail, prefix .. 's:' .. tail, prefix .. 'b:' .. tail
@@ -142,6 +156,11 @@ local from = tonumber(ARGV[6])
 if redis.call('LLEN', story) < from then from = 0 end
 local told = redis.call('LRANGE', story, from, -1)
 local holder = redis.call('GET', lease)
+local left = holder and redis.call('PTTL', lease)
+if holder and (left < 0 or left > tonumber(ARGV[10])) then  -- nobody of ours writes such a lease: it would not end
+  redis.call('DEL', lease)
+  holder = false
+end
 if holder then
   if redis.pcall('SADD', bells, ARGV[8]) == 1 then
     redis.call('PUBLISH', string.match(holder, ':(.*)$'), tail)

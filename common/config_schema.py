@@ -146,7 +146,7 @@ class CacheSection(_Section):
     url: CacheUrl = MEMORY_URL
     max_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
     budget_ms: Positive = 5
-    lease_ms: Annotated[int, Field(ge=100)] = 2_000
+    lease_ms: Annotated[int, Field(ge=100, le=60_000)] = 2_000
 
 
 class NodeSection(_Section):

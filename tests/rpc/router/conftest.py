@@ -36,6 +36,7 @@ from tiermesh.common.keys import key_hash
 from tiermesh.common.relay_server import RelayServicer
 from tiermesh.common.rpc import RpcServer, channel
 from tiermesh.common.rpc_errors import from_rpc_error
+from tiermesh.common.secret import Secret
 from tiermesh.common.types import Digests, Event, FinishReason, ModelInfo, Request, Usage
 from tiermesh.router.service import RouterService
 from tiermesh.v1 import inference_pb2_grpc
@@ -290,5 +291,29 @@ def start_router(stack: AsyncExitStack) -> Callable[..., Awaitable[Router]]:
         if workers and wait:
             await until(lambda: service.ready)
         return made
+
+    return start
+
+
+SECRET = Secret(bytes(range(32)))
+
+
+@pytest.fixture
+def server(start_redis: Callable[..., Any]) -> Any:
+    """A Redis."""
+    return start_redis()
+
+
+@pytest.fixture
+def share(start_router: Any, server: Any) -> Callable[..., Awaitable[Router]]:
+    """Starts a router that shares the cache. Its budget is wide: what is late on a busy machine is tested elsewhere."""
+
+    async def start(worker: Any, *, lease_s: float = 5.0, budget_s: float = 5.0, **changes: Any) -> Router:
+        cache = replace(default_mesh({}).cache, url=server.url, budget_s=budget_s, lease_s=lease_s)
+        limits = {"concurrent": 500, "queued": 500, "requests_per_minute": 100_000, "tokens_per_minute": 10**7}
+        tenants = changes.pop("tenants", (tenant("demo", **limits),))
+        router = await start_router(worker, cache=cache, tenants=tenants, **{"secret": SECRET, **changes})
+        await until(lambda: router.service._core.parts.store.line.up)
+        return router
 
     return start

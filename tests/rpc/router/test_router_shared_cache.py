@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from tiermesh.common.config import default_mesh
 from tiermesh.common.errors import Unavailable
 from tiermesh.common.keys import key_hash
 from tiermesh.common.rpc import channel
@@ -24,7 +23,6 @@ from tiermesh.v1 import inference_pb2_grpc
 
 pytestmark = pytest.mark.redis
 
-SECRET = Secret(bytes(range(32)))
 LENGTH = 24
 HALF = 9
 
@@ -37,27 +35,7 @@ def ids_of(events: list[Any]) -> tuple[int, ...]:
     return tuple(i for event in events if isinstance(event, Tokens) for i in event.ids)
 
 
-@pytest.fixture
-def server(start_redis: Callable[..., Any]) -> Any:
-    return start_redis()
-
-
 Share = Callable[..., Awaitable[Any]]
-
-
-@pytest.fixture
-def share(start_router: Any, toy: Any, server: Any) -> Share:
-    """Starts a router that shares the cache. Its budget is wide: what is late on a busy machine is tested elsewhere."""
-
-    async def start(worker: Any, *, lease_s: float = 5.0, budget_s: float = 5.0, **changes: Any) -> Any:
-        cache = replace(default_mesh({}).cache, url=server.url, budget_s=budget_s, lease_s=lease_s)
-        limits = {"concurrent": 500, "queued": 500, "requests_per_minute": 100_000, "tokens_per_minute": 10**7}
-        tenants = changes.pop("tenants", (toy.tenant("demo", **limits),))
-        router = await start_router(worker, cache=cache, secret=SECRET, tenants=tenants, **changes)
-        await toy.until(lambda: router.service._core.parts.store.line.up)
-        return router
-
-    return start
 
 
 def outcome(router: Any, name: str) -> float:
@@ -251,14 +229,11 @@ async def test_tenants_share_nothing(toy: Any, start_worker: Any, share: Share) 
     assert len(worker.opens) == 2
 
 
-async def test_routers_with_other_secrets_share_nothing(
-    toy: Any, start_worker: Any, share: Share, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_routers_with_other_secrets_share_nothing(toy: Any, start_worker: Any, share: Share) -> None:
     worker = await start_worker()
     one = await share(worker)
     await one.client.events(Request("hello", 6))
-    monkeypatch.setitem(globals(), "SECRET", Secret(bytes(32)))
-    other = await share(worker)
+    other = await share(worker, secret=Secret(bytes(32)))
     assert not (await other.client.events(Request("hello", 6)))[-1].usage.cached
 
 

@@ -12,42 +12,21 @@ import pytest
 from tiermesh.cache.entry import Entry
 from tiermesh.cache.keys import CacheKey
 from tiermesh.cache.memory import MemoryStore
-from tiermesh.cache.port import Ending, Follower, Keeping, Lead, Observer, Scope, Store
-from tiermesh.cache.redis_store import RedisStore
+from tiermesh.cache.port import Ending, Follower, Keeping, Lead, Scope, Store
 from tiermesh.common.clock import MonotonicClock
-from tiermesh.common.secret import Secret
 from tiermesh.common.types import FinishReason, Origin, Tokens, Usage
 
-SECRET = Secret(bytes(32))
 KEEPING = Keeping(60.0)
 USAGE = Usage(prompt_tokens=5, completion_tokens=3, billed_tokens=8)
 ENDING = Ending(FinishReason.STOP, USAGE)
 
 
-class Seen(Observer):
-    """Remembers what a store told."""
-
-    def __init__(self) -> None:
-        self.evictions: list[str] = []
-        self.leases: list[str] = []
-
-    def evicted(self, why: str, count: int = 1) -> None:
-        self.evictions += [why] * count
-
-    def leased(self, outcome: str) -> None:
-        self.leases.append(outcome)
+KINDS = ["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in ("redis", "redis-evicting"))]
 
 
-@pytest.fixture
-def seen() -> Seen:
-    return Seen()
-
-
-@pytest.fixture(
-    params=["memory", *(pytest.param(name, marks=pytest.mark.redis) for name in ("redis", "redis-evicting"))]
-)
+@pytest.fixture(params=KINDS)
 async def stores(
-    request: pytest.FixtureRequest, start_redis: Callable[..., Any], seen: Seen
+    request: pytest.FixtureRequest, start_redis: Callable[..., Any], open_store: Callable[..., Any], seen: Any
 ) -> AsyncIterator[tuple[Store, Store]]:
     """One store as two processes see it; the one in memory is seen by one alone."""
     if request.param == "memory":
@@ -56,15 +35,7 @@ async def stores(
         return
     evicting = ("--maxmemory", "16mb", "--maxmemory-policy", "allkeys-lru") if "evicting" in request.param else ()
     server = start_redis(*evicting)
-    pair = [RedisStore(server.url, SECRET, MonotonicClock(), seen, budget_s=5.0, lease_s=5.0) for _ in range(2)]
-    for store in pair:
-        store.start()
-    async with asyncio.timeout(10):
-        while not all(store.line.up for store in pair):  # noqa: ASYNC110 - a connection has no event to wait for
-            await asyncio.sleep(0.005)
-    yield pair[0], pair[1]
-    for store in pair:
-        await store.close()
+    yield await open_store(server.url), await open_store(server.url)
 
 
 @pytest.fixture
@@ -171,7 +142,7 @@ async def test_an_answer_under_way_at_a_purge_is_not_kept(stores: tuple[Store, S
     await after.abandon()
 
 
-async def test_a_tenant_keeps_no_more_entries_than_it_may(store: Store, seen: Seen) -> None:
+async def test_a_tenant_keeps_no_more_entries_than_it_may(store: Store, seen: Any) -> None:
     few = Keeping(60.0, max_entries=3)
     await store.put(key("other", "b"), entry(), few)
     for number in range(10):
@@ -212,7 +183,7 @@ async def test_a_lease_brings_the_entry_where_there_is_one(stores: tuple[Store, 
     assert await stores[1].lease(key(1), "standard") == entry()
 
 
-async def test_followers_hear_all_from_the_start_to_the_end(stores: tuple[Store, Store], seen: Seen) -> None:
+async def test_followers_hear_all_from_the_start_to_the_end(stores: tuple[Store, Store], seen: Any) -> None:
     lead = await stores[0].lease(key(1), "standard")
     assert isinstance(lead, Lead)
     lead.add(tokens(1, 2))
@@ -254,7 +225,7 @@ async def test_what_is_too_large_to_keep_is_still_heard(stores: tuple[Store, Sto
     assert await stores[0].get(key(1)) is None
 
 
-async def test_a_follower_goes_on_where_the_leader_gave_up(stores: tuple[Store, Store], seen: Seen) -> None:
+async def test_a_follower_goes_on_where_the_leader_gave_up(stores: tuple[Store, Store], seen: Any) -> None:
     lead, follower = await lead_and_follower(stores)
     third = await stores[0].lease(key(1), "standard")
     assert isinstance(third, Follower)
