@@ -146,7 +146,11 @@ class Line:
             await self._hang_up()
             return
         for call, reply in zip(calls, replies, strict=True):
-            call.answered(self._refused(reply) if isinstance(reply, ResponseError) else reply)
+            if isinstance(reply, ResponseError):
+                self._refused(reply)
+                call.answered(None)
+            else:
+                call.answered(reply)
 
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         connection = self._connection
