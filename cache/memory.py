@@ -6,13 +6,14 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..common.cache_types import Holdings, Scope
 from ..common.clock import Clock
 from .breaker import State
 from .codec import decode_entry, encode_entry
 from .entry import Entry
 from .keys import CacheKey
 from .memory_lease import MemoryFollower, MemoryLead, Runs
-from .port import Holdings, Keeping, Observer, Scope
+from .port import Keeping, Observer
 
 _TENANT_SHARE = 0.5
 """One tenant may hold half of the bytes at most, so that a flood of one leaves the others' answers alone."""

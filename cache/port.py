@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ..common.cache_types import Holdings, Scope
 from ..common.types import FinishReason, Tokens, Usage
 from .breaker import State
 from .entry import Entry
@@ -22,23 +23,6 @@ class Keeping:
     max_entries: int | None = None
     max_bytes: int | None = None
     """Of encoded entries."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What a purge is about."""
-
-    kind: Literal["tenant", "model", "all"]
-    name: str = ""
-    """The tenant, or the model's digest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Holdings:
-    """What one tenant has in a store."""
-
-    entries: int
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)

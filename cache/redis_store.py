@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from ..common.cache_types import Holdings, Scope
 from ..common.clock import Clock
 from ..common.errors import Unavailable
 from ..common.secret import Secret
@@ -24,7 +25,7 @@ from .breaker import State
 from .codec import decode_entry, decode_told, encode_entry
 from .entry import Entry
 from .keys import CacheKey
-from .port import Ending, Holdings, Keeping, Observer, Scope
+from .port import Ending, Keeping, Observer
 from .recorder import Piece, Recorder
 from .redis_bell import Bell
 from .redis_follower import RedisFollower

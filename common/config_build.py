@@ -86,7 +86,7 @@ def build_mesh(document: Document, base: Path, with_secret: bool) -> MeshConfig:
         raise
     _check_across(schema, faults)
     hashes = {name: _hashes(name, tenant, base, faults) for name, tenant in schema.tenants.items()}
-    _check_keys(hashes, faults)
+    _check_keys(hashes, schema.router.admin_keys, faults)
     secret = _secret(schema.mesh.secret_file, base, faults) if with_secret else None
     if with_secret and schema.mesh.secret_file is None and schema.cache.url != MEMORY_URL:
         faults.add(("cache", "url"), NEEDS_SECRET)
@@ -177,12 +177,15 @@ def _secret(file: str | None, base: Path, faults: _Faults) -> Secret | None:
         return None
 
 
-def _check_keys(hashes: dict[str, tuple[str, ...]], faults: _Faults) -> None:
+def _check_keys(hashes: dict[str, tuple[str, ...]], admin_keys: list[str], faults: _Faults) -> None:
     owners: dict[str, str] = {}
     for name, keys in hashes.items():
         for key in keys:
             if owners.setdefault(key, name) != name:
                 faults.add(("tenants", name), f"has a key that tenant {owners[key]!r} has too")
+    for index, key in enumerate(admin_keys):
+        if key in owners:
+            faults.add(("router", "admin_keys", index), f"is a key of tenant {owners[key]!r} too")
 
 
 def _tenant(name: str, tenant: TenantSection, hashes: tuple[str, ...], tiers: tuple[TierConfig, ...]) -> TenantConfig:

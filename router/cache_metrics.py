@@ -45,6 +45,19 @@ class CacheMetrics(Observer):
         for state in State:
             self._breaker.labels(state.value).set_function(partial(_is_in, store, state))
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """All counts since the start, by what was counted and outcome."""
+        named = {"lookups": self._lookups, "evicted": self._evicted, "leases": self._leases, "calls": self._calls}
+        return {
+            what: {
+                next(iter(sample.labels.values())): int(sample.value)
+                for family in counter.collect()
+                for sample in family.samples
+                if sample.name.endswith("_total")
+            }
+            for what, counter in named.items()
+        }
+
     def looked_up(self, result: Lookup) -> None:
         """What a request found."""
         self._lookups.labels(result).inc()

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from tiermesh.common import wire
+from tiermesh.common.admin_servicer import AdminServicer
 from tiermesh.common.clock import MonotonicClock
 from tiermesh.common.config import MeshConfig, TenantConfig, default_mesh
 from tiermesh.common.errors import Unavailable
@@ -281,6 +282,7 @@ def start_router(stack: AsyncExitStack) -> Callable[..., Awaitable[Router]]:
         service, server = RouterService(mesh, MonotonicClock()), RpcServer()
         server.add_inference(InferenceServicer(service))
         server.add_relay(RelayServicer(service.connect))
+        server.add_admin(AdminServicer(service.operations))
         address = await server.start("127.0.0.1:0")
         service.start(lambda: None)
         stack.push_async_callback(service.close)

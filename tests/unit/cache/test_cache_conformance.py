@@ -12,7 +12,8 @@ import pytest
 from tiermesh.cache.entry import Entry
 from tiermesh.cache.keys import CacheKey
 from tiermesh.cache.memory import MemoryStore
-from tiermesh.cache.port import Ending, Follower, Keeping, Lead, Scope, Store
+from tiermesh.cache.port import Ending, Follower, Keeping, Lead, Store
+from tiermesh.common.cache_types import Scope
 from tiermesh.common.clock import MonotonicClock
 from tiermesh.common.types import FinishReason, Origin, Tokens, Usage
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tiermesh.cache.entry import Entry
 from tiermesh.cache.keys import CacheKey
 from tiermesh.cache.memory import MemoryStore
-from tiermesh.cache.port import Keeping, Scope
+from tiermesh.cache.port import Keeping
 from tiermesh.cache.recorder import Recorder
+from tiermesh.common.cache_types import Scope
 from tiermesh.common.types import FinishReason, Origin, Tokens, Usage
 
 
