@@ -29,8 +29,8 @@ from ..edge.risk import loosest
 from ..models import starter
 from ..training.calibrate import TorchLabeller
 from ..training.corpus import read_corpus
-from ..training.heldout import code_prompts, command_prompts
-from .results import require_green, write_result
+from ..training.heldout import code_prompts, command_prompts, own_sources
+from .results import RESULTS, plot_lines, require_green, write_result
 
 EPSILON = 0.05
 _SAMPLINGS = (SamplingClass("greedy", 0.0, 0.0), SamplingClass("T=0.8", 0.79999, 0.8))
@@ -55,8 +55,8 @@ class Outcome:
 def main(arguments: Sequence[str]) -> None:
     """Labels the pool, resamples, prints and writes the shares of resamples in which the bound did not hold."""
     parser = argparse.ArgumentParser(prog="tiermesh bench trust", description=__doc__)
-    parser.add_argument("--commands", type=int, default=2800)
-    parser.add_argument("--code", type=int, default=250)
+    parser.add_argument("--commands", type=int, default=2400)
+    parser.add_argument("--code", type=int, default=650, help="openings of the corpus' held-out files and of our own")
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--calibrated", type=float, default=0.6, help="share of the pool that calibrates")
     parser.add_argument("--model", type=Path, default=starter())
@@ -69,11 +69,13 @@ def main(arguments: Sequence[str]) -> None:
     for name, labelled in asyncio.run(_label(given.model, prompts)).items():
         figures[name] = _bounds(labelled, given.resamples, round(given.calibrated * len(labelled)))
     path = write_result("trust", figures, green=green)
+    draw(figures)
     print(json.dumps(figures) if given.json else f"{_table(figures)}\nwritten to {path}")
 
 
 def _pool(commands: int, code: int) -> list[str]:
-    drawn = command_prompts(commands, _SEED) + code_prompts(read_corpus().heldout, code, _SEED)
+    """Enough code that showing everything breaks every bound: with 8 % of it, δ = 0.1 could not be violated at all."""
+    drawn = command_prompts(commands, _SEED) + code_prompts((*read_corpus().heldout, *own_sources()), code, _SEED)
     return [prompt.prompt for prompt in drawn]
 
 
@@ -147,6 +149,21 @@ def _summary(outcomes: Sequence[Outcome], delta: float) -> dict[str, float]:
         "median_units_judged": statistics.median(each.units for each in outcomes),
         "median_prompts_judged": statistics.median(each.prompts for each in outcomes),
     }
+
+
+def draw(figures: Mapping[str, object], folder: Path = RESULTS) -> None:
+    """How often each bound was broken, by the tested thresholds and by the counted ones, against what is allowed."""
+    lines: dict[str, tuple[list[float], list[float]]] = {}
+    for name in (sampling.name for sampling in _SAMPLINGS):
+        told = figures[name]
+        assert isinstance(told, dict)
+        for way, word in (("tested", "tested"), ("counted", "counted only")):
+            shares = [row[way]["violated"] for row in told["bounds"].values()]
+            lines[f"{name}, {word}"] = (list(DELTAS), shares)
+    lines["ε"] = (list(DELTAS), [EPSILON] * len(DELTAS))
+    plot_lines(
+        "trust", "How often a calibration broke its bound on prompts it never saw", ("δ", "share"), lines, folder
+    )
 
 
 def _table(figures: Mapping[str, object]) -> str:

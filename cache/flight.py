@@ -163,4 +163,5 @@ def _merged(items: list[Event]) -> Tokens:
         ids=tuple(i for part in parts for i in part.ids),
         text="".join(part.text for part in parts),
         logprobs=tuple(x for part in parts for x in part.logprobs),
+        top_logprobs=tuple(x for part in parts for x in part.top_logprobs),
     )

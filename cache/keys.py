@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..common.types import ChatMessage, Digests, Prompt, Request, Sampling
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised whenever the canonical form or the entry changes, so that old entries are never read as new ones."""
 
 CLOUD_QUALITY = "cloud"
@@ -27,8 +27,12 @@ class CacheKey:
 
 
 def cacheable(request: Request, seed_given: bool) -> bool:
-    """Whether the answer is a function of the request: greedy, or sampled with the client's own seed."""
-    return request.sampling.greedy or (seed_given and request.sampling.seed is not None)
+    """Whether the answer is a function of the request: greedy, or sampled with the client's own seed.
+
+    Answers with top_logprobs are not kept: at 20 a token they take ten times the room of all the rest.
+    """
+    repeatable = request.sampling.greedy or (seed_given and request.sampling.seed is not None)
+    return repeatable and not request.top_logprobs
 
 
 def exact_key(request: Request, tenant: str, digests: Digests, quality: str = CLOUD_QUALITY) -> CacheKey:
@@ -47,6 +51,7 @@ def exact_key(request: Request, tenant: str, digests: Digests, quality: str = CL
         sorted(set(request.stop)),
         sorted(set(request.stop_ids)),
         request.logprobs,
+        request.top_logprobs,
         quality,
     ]
     # Not as ASCII: JSON's escapes for a character beyond U+FFFF are those of two lone surrogates.
@@ -64,9 +69,10 @@ def _prompt(prompt: Prompt) -> list[object]:
 
 
 def _sampling(sampling: Sampling) -> list[object]:
-    """Filters and seed play no part in a greedy answer; penalties do. Floats as hex, so that no digit is lost."""
+    """Filters and seed play no part in a greedy answer; bias and penalties do. Floats as hex: no digit is lost."""
     penalties = [sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty]
     form: list[object] = [_number(value) for value in penalties]
+    form.append([[i, _number(value)] for i, value in sampling.logit_bias])
     if not sampling.greedy:
         form += [_number(value) for value in (sampling.temperature, sampling.top_p, sampling.min_p)]
         form += [sampling.top_k, sampling.seed]

@@ -5,6 +5,7 @@ Anything that would change the result and is not implemented is refused by name.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -81,8 +82,8 @@ def _architecture(config: dict[str, Any]) -> Architecture:
         layers=layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
+        kv_heads=_integer({"num_key_value_heads": heads} | _given(config), "num_key_value_heads"),
+        head_dim=_integer({"head_dim": hidden // heads} | _given(config), "head_dim"),
         intermediate=_integer(config, "intermediate_size"),
         vocab_size=_integer(config, "vocab_size"),
         max_context=_integer(config, "max_position_embeddings"),
@@ -100,11 +101,23 @@ def _architecture(config: dict[str, Any]) -> Architecture:
     return found
 
 
+def _given(config: dict[str, Any]) -> dict[str, Any]:
+    """What is not null: some files write null for what they leave to the default."""
+    return {key: value for key, value in config.items() if value is not None}
+
+
 def _integer(config: dict[str, Any], key: str) -> int:
     value = config.get(key)
     if not isinstance(value, int) or value < 1:
         raise ModelDirError(f"{key} must be a positive whole number, not {value!r}")
     return value
+
+
+def _number(section: dict[str, Any], key: str) -> float:
+    value = section.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ModelDirError(f"{key} of the rope parameters must be a positive number, not {value!r}")
+    return float(value)
 
 
 def _refuse_unsupported(config: dict[str, Any]) -> None:
@@ -121,25 +134,19 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
 def _rope(config: dict[str, Any]) -> Rope:
     """Both spellings: `rope_parameters`, and the older `rope_theta` with `rope_scaling`."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    if not isinstance(scaling, dict) or any(isinstance(value, dict) for value in scaling.values()):
+        raise ModelDirError("rope parameters of unlike layers are not supported; all layers must share them")
+    theta = _number({"rope_theta": 10_000.0} | config | scaling, "rope_theta")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return Rope(theta)
     if kind not in ("linear", "llama3"):
         raise ModelDirError(f"rope scaling {kind!r} is not supported; default, linear and llama3 are")
-    try:
-        if kind == "linear":
-            return Rope(theta, "linear", float(scaling["factor"]))
-        return Rope(
-            theta,
-            "llama3",
-            float(scaling["factor"]),
-            float(scaling["low_freq_factor"]),
-            float(scaling["high_freq_factor"]),
-            int(scaling["original_max_position_embeddings"]),
-        )
-    except KeyError as exc:
-        raise ModelDirError(f"rope scaling {kind!r} lacks {exc.args[0]!r}") from exc
+    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factor, *bounds = (_number(scaling, key) for key in keys[: 1 if kind == "linear" else 4])
+    if kind == "linear":
+        return Rope(theta, "linear", factor)
+    return Rope(theta, "llama3", factor, bounds[0], bounds[1], int(bounds[2]))
 
 
 def _windows(config: dict[str, Any], family: Family, layers: int) -> tuple[int | None, ...]:

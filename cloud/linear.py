@@ -24,10 +24,6 @@ class Linear(Protocol):
         """inputs [rows, in] · weight + bias: [rows, out]."""
         ...
 
-    def add_to(self, rows: Tensor, inputs: Tensor) -> Tensor:
-        """rows [rows, out] + inputs · weight + bias."""
-        ...
-
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """Takes a weight [out, in] as files have it."""
@@ -59,7 +55,7 @@ class PackedLinear:
         return product
 
     def add_to(self, rows: Tensor, inputs: Tensor) -> Tensor:
-        """See `Linear`."""
+        """rows [rows, out] + inputs · weight + bias; the product adds on its way out."""
         total: Tensor = _ops.mkldnn._linear_pointwise.binary(inputs, rows, self._weight, self._bias, "add")
         return total
 
@@ -73,11 +69,6 @@ class PlainLinear:
     def __call__(self, inputs: Tensor) -> Tensor:
         """See `Linear`."""
         return torch.mm(inputs, self._weight) if self._bias is None else torch.addmm(self._bias, inputs, self._weight)
-
-    def add_to(self, rows: Tensor, inputs: Tensor) -> Tensor:
-        """See `Linear`; the sum is done by the matrix product."""
-        total = torch.addmm(rows, inputs, self._weight)
-        return total if self._bias is None else total.add_(self._bias)
 
 
 def transposed(matrix: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..common.types import Digests, ModelInfo
 from ..common.validate import Limits
 from .architecture import Architecture, read_architecture
 from .engine import Engine, EngineConfig
+from .load_report import load_report
 from .metrics import Metrics
 from .models import KvPool
 from .runner import BLOCK_SIZE, ModelRunner, Placement
@@ -35,7 +36,14 @@ def load_worker(config: CloudConfig, name: str | None = None) -> Worker:
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) - 1))
     text, eos_ids = Text(config.model), frozenset(read_eos_ids(config.model))
     runner = load_runner(config.model, placement, config.slots)
-    limits = EngineConfig(config.slots, _STEP_TOKENS[placement.device.type], session_lease_s=config.session_lease_s)
+    limits = EngineConfig(
+        config.slots,
+        _STEP_TOKENS[placement.device.type],
+        session_lease_s=config.session_lease_s,
+        tiers=config.tiers,
+        prefix_cache=config.prefix_cache,
+        ngram_drafts=config.ngram_drafts,
+    )
     engine = Engine(runner, text, limits)
     found = digests(config.model)
     # A session may need one position behind the answer's last: an end-of-text id that is still to be verified.
@@ -58,7 +66,8 @@ def load_runner(directory: Path, placement: Placement, slots: int) -> ModelRunne
     tokens = min(whole, affordable // KvPool.bytes_per_token(arch, placement.dtype))
     if tokens < 2 * BLOCK_SIZE:
         raise ConfigError(f"{directory}: the model leaves no memory for a KV pool on {placement.device}")
-    return ModelRunner.load(directory, placement, tokens)
+    with load_report(directory.resolve().name) as report:
+        return ModelRunner.load(directory, placement, tokens, report)
 
 
 def _free_bytes(placement: Placement) -> int:

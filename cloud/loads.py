@@ -53,4 +53,13 @@ class Loads:
 
     def _frame(self) -> Load:
         load = self._engine.load
-        return Load(load.slots, load.running, load.waiting, load.kv_free, load.step_s, self._draining)
+        return Load(
+            load.slots,
+            load.running,
+            load.waiting,
+            load.kv_free,
+            load.step_s,
+            self._draining,
+            load.prefix_hit,
+            sum(load.preemptions.values()),
+        )

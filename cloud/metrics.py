@@ -23,7 +23,8 @@ class _EngineFigures(Collector):
             ("slots", "Sequences that may run at once.", load.slots),
             ("running", "Sequences that run.", load.running),
             ("waiting", "Sequences that wait for a slot or for KV blocks.", load.waiting),
-            ("kv_free_ratio", "Share of the KV pool that is free or held by idle sessions.", load.kv_free),
+            ("kv_free_ratio", "Share of the KV pool that no running sequence holds.", load.kv_free),
+            ("kv_named_ratio", "Share of the KV pool that later prompts can find.", load.kv_named),
             ("step_seconds", "Mean duration of the recent steps.", load.step_s),
         ):
             yield GaugeMetricFamily(f"tiermesh_cloud_{name}", help_text, value)
@@ -31,9 +32,30 @@ class _EngineFigures(Collector):
             ("steps", "Passes of the model.", load.steps),
             ("tokens", "Tokens run, prompts and drafts included.", load.tokens),
             ("choices", "Positions at which the model chose.", load.choices),
-            ("preemptions", "Sequences that gave their KV to others and computed again.", load.preemptions),
+            ("ngram_drafted", "Ids drafted by looking back.", load.drafted),
+            ("ngram_accepted", "Of these: what the model would have chosen too.", load.accepted),
         ):
             yield CounterMetricFamily(f"tiermesh_cloud_{name}", help_text, value)
+        for name, help_text, label, values in (
+            ("rows", "Rows run, by kind: prefill, decode, draft.", "kind", load.rows),
+            (
+                "prompt_tokens",
+                "Prompt tokens begun: cached ones were found, the others computed.",
+                "source",
+                load.prompts,
+            ),
+            (
+                "preemptions",
+                "Sequences that gave way, by what was short: slots, kv, growth.",
+                "short",
+                load.preemptions,
+            ),
+            ("step_part_seconds", "Time of the engine's thread by part of a step.", "part", load.parts_s),
+        ):
+            family = CounterMetricFamily(f"tiermesh_cloud_{name}", help_text, labels=[label])
+            for key, value in values.items():
+                family.add_metric([key], value)
+            yield family
 
 
 class Metrics:

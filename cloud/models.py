@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.dispatch import Ops, ops_for
 from .architecture import Architecture, Rope
-from .batch import Batch, Group
+from .batch import Batch
+from .linear import Linear, PackedLinear
 from .weights import LayerWeights, Weights
 
 
@@ -38,67 +40,50 @@ class KvPool:
 class Model:
     """Weights and the forward pass. Not thread-safe: the engine's thread alone calls it."""
 
-    def __init__(self, arch: Architecture, weights: Weights) -> None:
+    def __init__(self, arch: Architecture, weights: Weights, ops: Ops | None = None) -> None:
+        """Operations other than `ops_for` the weights' device are for tests."""
         self.arch = arch
         self._weights = weights
+        self._ops = ops or ops_for(weights.embedding.device)
         # One position more than the context: a draft may end with an end-of-text id behind the last answer token.
         self._rotations = rotations(arch.rope, arch.head_dim, arch.max_context + 1).to(weights.embedding.device)
-        self._qkv_widths = (arch.heads * arch.head_dim, (arch.heads + arch.kv_heads) * arch.head_dim)
+        self._query_width = arch.heads * arch.head_dim
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: KvPool) -> Tensor:
         """Writes the KV of `batch` and returns the logits of its wanted rows, float32 [wanted, vocabulary]."""
-        weights, arch = self._weights, self.arch
-        hidden = F.embedding(batch.tokens, weights.embedding)
+        layers = self._weights.layers
+        hidden = F.embedding(batch.tokens, self._weights.embedding)
         turn = self._rotations[batch.positions, None]
-        for layer, window, kv in zip(weights.layers, arch.windows, pool.layers, strict=True):
-            mixed = self._attention(self._norm(hidden, layer.input_norm), layer, window, kv, turn, batch)
-            hidden = layer.output.add_to(hidden, mixed)
-            gate, up = layer.gate_up(self._norm(hidden, layer.mlp_norm)).chunk(2, dim=-1)
-            hidden = layer.down.add_to(hidden, F.silu(gate).mul_(up))
-        last = hidden if batch.wanted is None else hidden.index_select(0, batch.wanted)
-        return weights.head(self._norm(last, weights.norm).to(torch.float32))
+        _, normed = self._norm(hidden, layers[0].input_norm)
+        for i, (layer, window, kv) in enumerate(zip(layers, self.arch.windows, pool.layers, strict=True)):
+            mixed = self._attention(normed, layer, window, kv, turn, batch)
+            last = i + 1 == len(layers)
+            if last and batch.wanted is not None:
+                # Behind the last attention rows don't meet any more: those whose logits nobody wants end here.
+                hidden, mixed = hidden.index_select(0, batch.wanted), mixed.index_select(0, batch.wanted)
+            hidden, normed = self._add(hidden, layer.output, mixed, layer.mlp_norm)
+            gated = self._ops.swiglu(layer.gate_up(normed))
+            following = self._weights.norm if last else layers[i + 1].input_norm
+            hidden, normed = self._add(hidden, layer.down, gated, following)
+        return self._weights.head(normed.to(torch.float32))
 
-    def _norm(self, rows: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(rows, (rows.shape[-1],), weight, self.arch.norm_epsilon)
+    def _norm(self, rows: Tensor, weight: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._ops.rms_norm(rows, weight, self.arch.norm_epsilon, residual)
+
+    def _add(self, hidden: Tensor, product: Linear, inputs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden + product(inputs), and the norm of that."""
+        if isinstance(product, PackedLinear):
+            return self._norm(product.add_to(hidden, inputs), weight)
+        return self._norm(product(inputs), weight, hidden)
 
     def _attention(
         self, rows: Tensor, layer: LayerWeights, window: int | None, kv: Tensor, turn: Tensor, batch: Batch
     ) -> Tensor:
         """[rows, heads × head_dim]: every row's view of its sequence, its own key included."""
-        arch = self.arch
         qkv = layer.qkv(rows)
-        keys_from, values_from = self._qkv_widths
-        turned = qkv[:, :values_from].view(-1, arch.heads + arch.kv_heads, arch.head_dim)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            turned[:, : arch.heads] = self._norm(turned[:, : arch.heads], layer.query_norm)
-            turned[:, arch.heads :] = self._norm(turned[:, arch.heads :], layer.key_norm)
-        _rotate(turned, turn)
-        kv.view(-1, qkv.shape[1] - keys_from).index_copy_(0, batch.slots, qkv[:, keys_from:])
-        parts = [self._group(qkv[g.start : g.stop, :keys_from], kv, g, window) for g in batch.groups]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _group(self, query: Tensor, kv: Tensor, group: Group, window: int | None) -> Tensor:
-        """Attention of one rectangle of rows: the heads that share a KV head become rows of one query."""
-        arch = self.arch
-        share = arch.heads // arch.kv_heads
-        size, length = group.sequences, group.query_length
-        past = group.gather(kv)
-        keys, values = past[:, :, 0].transpose(1, 2), past[:, :, 1].transpose(1, 2)
-        query = query.view(size, length, arch.kv_heads, share, arch.head_dim).permute(0, 2, 1, 3, 4)
-        query = query.reshape(size, arch.kv_heads, length * share, arch.head_dim)
-        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=group.mask(window, share))
-        mixed = mixed.view(size, arch.kv_heads, length, share, arch.head_dim).permute(0, 2, 1, 3, 4)
-        return mixed.reshape(size * length, arch.heads * arch.head_dim)
-
-
-def _rotate(heads: Tensor, turn: Tensor) -> None:
-    """Rotates pairs of neighbours in `heads` [rows, heads, head_dim] by the unit complex numbers `turn`, in place."""
-    if heads.dtype is torch.float32:
-        torch.view_as_complex(heads.unflatten(-1, (-1, 2))).mul_(turn)
-    else:
-        wide = torch.view_as_complex(heads.to(torch.float32).unflatten(-1, (-1, 2)))
-        heads.copy_(torch.view_as_real(wide * turn).flatten(-2))
+        self._ops.rope_kv_write(qkv, turn, batch.slots, kv, layer.head_norms, self.arch.norm_epsilon)
+        return self._ops.attention(qkv[:, : self._query_width], kv, batch.groups, window)
 
 
 def rotations(rope: Rope, head_dim: int, positions: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..common.errors import TiermeshError
-from ..common.types import FinishReason, Timing
+from ..common.types import FinishReason, Timing, TopLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,7 @@ class Produced:
     ids: tuple[int, ...]
     text: str
     logprobs: tuple[float, ...] = ()
+    top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Verified:
     choices: tuple[int, ...]
     logprobs: tuple[float, ...]
     compute_s: float
+    top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Ended:
     reason: FinishReason
     answer_tokens: int
     timings: tuple[Timing, ...]
+    cached_prompt_tokens: int = 0
+    """Of the prompt: whose KV was there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Scored:
     logprobs: tuple[float, ...]
     choices: tuple[int, ...]
     choice_logprobs: tuple[float, ...]
+    top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 
 from ..common.detokenize import Detokenizer
-from ..common.types import FinishReason, Timing
+from ..common.types import FinishReason, Timing, TopLogprobs
 from .outputs import Ended, Output, Produced, Scored, Verified
 from .request import Choice, Job, Sequence
 from .scheduler import Work
@@ -64,39 +64,55 @@ class Progress:
         """What is due before the first step: a resumed answer may be complete already, or owe text."""
         self.outputs = []
         if self.sequence.job is Job.GENERATE and self.sequence.answer_length:
-            self._go_on((), (), now)
+            self._go_on((), now)
         return self.outputs
 
     def _generated(self, now: float) -> None:
-        (choice,) = self.sequence.choices
-        self.sequence.choices.clear()
-        if choice.token in self.sequence.stop_ids:
+        """The drafts that the model would have chosen too, and its own id behind them: as if one by one."""
+        sequence = self.sequence
+        stands, over = _standing(sequence.draft, sequence.choices, sequence.stop_ids)
+        taken = sequence.choices[: stands + (not over)]
+        over = over or taken[-1].token in sequence.stop_ids
+        shown = taken[: len(taken) - over]
+        if sequence.drafter is not None:
+            sequence.drafter.saw(len(sequence.draft), stands, len(taken))
+        sequence.draft.clear()
+        sequence.choices.clear()
+        sequence.tokens += [choice.token for choice in shown]
+        ended = bool(shown) and self._go_on(shown, now)
+        sequence.computed = min(sequence.computed, len(sequence.tokens) - 1)
+        if over and not ended:
             self._end(FinishReason.STOP, now)
-            return
-        self.sequence.tokens.append(choice.token)
-        self._go_on((choice.token,), (choice.logprob,) if self.sequence.logprobs else (), now)
 
-    def _go_on(self, ids: tuple[int, ...], logprobs: tuple[float, ...], now: float) -> None:
-        """Shows ids that are in the sequence already, and ends it if they end it."""
+    def _go_on(self, choices: Ids[Choice], now: float) -> bool:
+        """Shows chosen ids that are in the sequence already, and ends it if they end it; whether they did.
+
+        Behind a stop string that ends among them, the rest is dropped.
+        """
+        ids = tuple(choice.token for choice in choices)
         position = self.sequence.answer_length - len(ids)
         text = self.text.push(ids)
         reason = None
         if self.text.stopped:
             reason = FinishReason.STOP
+            unused = len(ids) - self.text.used
+            ids, choices = ids[: self.text.used], choices[: self.text.used]
+            del self.sequence.tokens[len(self.sequence.tokens) - unused :]
         elif self.sequence.answer_length >= self.sequence.max_tokens:
             reason = FinishReason.LENGTH
             text += self.text.finish()
         if ids or text:
-            self.outputs.append(Produced(position, ids, text, logprobs))
+            self.outputs.append(Produced(position, ids, text, *self._logprobs(choices)))
         if reason:
             self._end(reason, now, flush=False)
+        return reason is not None
 
     def _end(self, reason: FinishReason, now: float, *, flush: bool = True) -> None:
         rest = self.text.finish() if flush else ""
         if rest:
             self.outputs.append(Produced(self.sequence.answer_length, (), rest))
         length = min(self.sequence.answer_length, self.sequence.max_tokens)
-        self.outputs.append(Ended(reason, length, self.stages.timings(now)))
+        self.outputs.append(Ended(reason, length, self.stages.timings(now), self.sequence.cached_prompt_tokens))
 
     def _verified(self, now: float) -> None:
         """The longest beginning of the draft that the model would have chosen itself, and its own id behind it."""
@@ -105,10 +121,10 @@ class Progress:
         stands, ended = _standing(drafts, choices, sequence.stop_ids)
         following = None if ended else choices[stands].token
         position = sequence.answer_length + sequence.alone
-        shown = choices[: stands + (following is not None)] if sequence.logprobs else []
+        shown = choices[: stands + (following is not None)]
         labels = tuple(choice.token for choice in sequence.choices[: sequence.alone])
-        logprobs, compute_s = tuple(choice.logprob for choice in shown), self.stages.computing_s
-        self.outputs.append(Verified(position, stands, following, labels, logprobs, compute_s))
+        (logprobs, top), compute_s = self._logprobs(shown), self.stages.computing_s
+        self.outputs.append(Verified(position, stands, following, labels, logprobs, compute_s, top))
         sequence.tokens += sequence.draft[: sequence.alone + stands]
         sequence.draft.clear()
         sequence.alone, sequence.asked = 0, False
@@ -131,7 +147,13 @@ class Progress:
         if over:
             self._end(FinishReason.STOP, now)
         else:
-            self._go_on((), (), now)
+            self._go_on((), now)
+
+    def _logprobs(self, choices: Ids[Choice]) -> tuple[tuple[float, ...], tuple[TopLogprobs, ...]]:
+        """Of choices that are shown, and the most probable ids beside them; each empty unless asked for."""
+        sequence = self.sequence
+        logprobs = tuple(choice.logprob for choice in choices) if sequence.logprobs else ()
+        return logprobs, tuple(choice.top for choice in choices) if sequence.top_logprobs else ()
 
     def _scored(self, now: float) -> None:
         """n tokens have n − 1 log-probabilities, and choices from the answer's start on."""
@@ -142,6 +164,7 @@ class Progress:
                 tuple(choice.given_logprob for choice in sequence.choices[:-1]),
                 tuple(choice.token for choice in answer),
                 tuple(choice.logprob for choice in answer),
+                tuple(choice.top for choice in sequence.choices[:-1]) if sequence.top_logprobs else (),
             )
         )
 

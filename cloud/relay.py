@@ -64,17 +64,17 @@ class _Session:
     def _frame(self, output: Output) -> DownFrame:
         session, attempt = self.opening.session, self.opening.attempt
         match output:
-            case Produced(position, ids, text, logprobs):
-                return RelayTokens(session, attempt, position, ids, text, logprobs)
-            case Verified(position, stands, next_id, choices, logprobs, compute_s):
+            case Produced(position, ids, text, logprobs, top):
+                return RelayTokens(session, attempt, position, ids, text, logprobs, top_logprobs=top)
+            case Verified(position, stands, next_id, choices, logprobs, compute_s, top):
                 assert self.asked is not None
                 self.peer.worker.metrics.verified(len(self.asked.draft_ids), stands)
                 self.asked = None
                 self.position = position + stands + (next_id is not None)
-                return Verdict(session, attempt, position, stands, next_id, choices, logprobs, compute_s)
-            case Ended(reason, answer_tokens, timings):
+                return Verdict(session, attempt, position, stands, next_id, choices, logprobs, compute_s, top)
+            case Ended(reason, answer_tokens, timings, cached):
                 self.peer.worker.metrics.answered(output)
-                usage = usage_of(len(self.submission.prompt), answer_tokens, self.asks, self.handed_over)
+                usage = usage_of(len(self.submission.prompt), answer_tokens, cached, self.asks, self.handed_over)
                 return RelayFinished(session, attempt, reason, usage, timings)
             case Failed(error):
                 return SessionError(session, attempt, error)
@@ -149,7 +149,8 @@ class WorkerPeer:
         place = load.waiting + 1 if load.running >= load.slots else 0
         session.number = self.worker.engine.submit(session.submission, session.take)
         self._sessions[frame.session] = session
-        self.send(Accepted(frame.session, frame.attempt, place, frame.request.tier, self.worker.served.info.id))
+        tier = self.worker.engine.tiers.named(frame.request.tier)
+        self.send(Accepted(frame.session, frame.attempt, place, tier, self.worker.served.info.id))
 
     def _submission(self, frame: Open) -> Submission:
         """The sequence of an open. Raises what is wrong with it."""
@@ -167,6 +168,7 @@ class WorkerPeer:
         left = [s for s in (frame.deadline_left_s, request.deadline_s) if s is not None]
         return replace(
             submission_of(request, prompt, Job.VERIFY if verify else Job.GENERATE, served),
+            tenant=frame.tenant,
             deadline_s=min(left, default=None),
             delivered_ids=frame.delivered_ids,
             delivered_bytes=frame.delivered_bytes,

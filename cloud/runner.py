@@ -5,20 +5,40 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from ..common.errors import ConfigError
 from .architecture import Architecture, read_architecture
 from .batch import NULL_BLOCK, RESERVED_BLOCKS, TRASH_BLOCK, Rows, build_batch
+from .checkpoint import Report
 from .models import KvPool, Model
-from .request import Choice, Job
-from .sampler import Row, choose
+from .request import Choice
+from .sampler import choose
 from .scheduler import Work
+from .wanted import rows_of
 from .weights import load_weights
 
 BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass gave."""
+
+    choices: list[list[Choice]]
+    """For each work, behind its wanted positions."""
+    finite: list[bool]
+    """For each work, whether its values were finite up to its last row; where not, its KV is worth nothing."""
+    prepare_s: float = 0.0
+    """Making the tensors."""
+    forward_s: float = 0.0
+    """The model; on a GPU, starting it."""
+    sample_s: float = 0.0
+    """Choosing; on a GPU, with the wait for the model."""
 
 
 class Runner(Protocol):
@@ -29,8 +49,8 @@ class Runner(Protocol):
     pool_blocks: int
     block_size: int
 
-    def run(self, plan: Sequence[Work]) -> list[list[Choice]]:
-        """One pass; for each work the choices behind its wanted positions."""
+    def run(self, plan: Sequence[Work]) -> Outcome:
+        """One pass over all of a plan."""
         ...
 
     def scrub(self, blocks: Iterable[int]) -> None:
@@ -74,28 +94,36 @@ class ModelRunner:
         self._pool = KvPool(arch, blocks, BLOCK_SIZE, placement.device, placement.dtype)
 
     @classmethod
-    def load(cls, directory: Path, placement: Placement, pool_tokens: int) -> ModelRunner:
-        """Reads a Hugging Face directory; ModelDirError when it can't be served."""
+    def load(
+        cls, directory: Path, placement: Placement, pool_tokens: int, report: Report = lambda read, total: None
+    ) -> ModelRunner:
+        """Reads a Hugging Face directory; ModelDirError when it can't be served. `report` hears of every tensor."""
         arch = read_architecture(directory)
-        weights = load_weights(directory, arch, placement.device, placement.dtype)
+        weights = load_weights(directory, arch, placement.device, placement.dtype, report)
         return cls(arch, Model(arch, weights), placement, pool_tokens)
 
-    def run(self, plan: Sequence[Work]) -> list[list[Choice]]:
-        """One pass; for each work the choices behind its wanted positions."""
+    def run(self, plan: Sequence[Work]) -> Outcome:
+        """One pass over all of a plan."""
+        began = perf_counter()
         rows = [
             Rows(
                 work.sequence.slice(work.sequence.computed, work.sequence.computed + work.count),
                 work.sequence.computed,
                 work.sequence.blocks,
-                work.wanted,
+                max(1, work.wanted),
             )
             for work in plan
         ]
         batch = build_batch(rows, BLOCK_SIZE, self._placement.device, self._placement.dtype)
+        prepared = perf_counter()
         logits = self._model.forward(batch, self._pool)
-        wanted = [row for work in plan for row in _sampler_rows(work)]
+        forwarded = perf_counter()
+        logits, spoilt = _wanted(logits, plan)
+        wanted = [row for work in plan for row in rows_of(work)]
         choices = iter(choose(logits, wanted) if wanted else ())
-        return [[next(choices) for _ in range(work.wanted)] for work in plan]
+        chosen = [[next(choices) for _ in range(work.wanted)] for work in plan]
+        fine = [all(choice.finite for choice in given) and i not in spoilt for i, given in enumerate(chosen)]
+        return Outcome(chosen, fine, prepared - began, forwarded - prepared, perf_counter() - forwarded)
 
     def scrub(self, blocks: Iterable[int]) -> None:
         """Zeroes the given blocks, and those that padding reads and writes."""
@@ -104,22 +132,20 @@ class ModelRunner:
             layer.index_fill_(0, spoiled, 0.0)
 
 
-def _sampler_rows(work: Work) -> list[Row]:
-    """How each wanted position of a work is to be chosen behind."""
-    sequence = work.sequence
-    end = sequence.computed + work.count
-    score = sequence.job is Job.SCORE
-    rows = []
-    for position in range(end - work.wanted, end):
-        follows = position + 1
-        rows.append(
-            Row(
-                sequence.sampling,
-                max(0, follows - sequence.prompt_length),
-                sequence.slice(0, follows) if sequence.sampling.penalized else (),
-                sequence.prompt_length,
-                sequence.tokens[follows] if score and follows < len(sequence.tokens) else None,
-                sequence.logprobs,
-            )
-        )
-    return rows
+def _wanted(logits: Tensor, plan: Sequence[Work]) -> tuple[Tensor, set[int]]:
+    """Logits of the wanted rows, and which of the works that want none are not finite.
+
+    Such a work has its last row among the logits as a witness: it saw all rows before it.
+    """
+    kept, witnesses, members, at = list[int](), list[int](), list[int](), 0
+    for i, work in enumerate(plan):
+        if work.wanted:
+            kept += range(at, at + work.wanted)
+        else:
+            witnesses.append(at)
+            members.append(i)
+        at += max(1, work.wanted)
+    if not witnesses:
+        return logits, set()
+    finite = torch.isfinite(logits[witnesses].sum(dim=-1)).tolist()
+    return logits[kept], {i for i, good in zip(members, finite, strict=True) if not good}

@@ -1,8 +1,8 @@
 """From logits to the model's own choices, for all wanted rows of a step at once.
 
-Filters apply in the order penalties → temperature → top_k → top_p → min_p, each to what the one before left. Whatever
-ties with the last that a filter keeps is kept too, so the allowed set depends on values alone. Among the allowed ids
-the coupled noise decides (`kernels/noise.py`); temperature 0 takes the largest logit.
+Bias and penalties come first (`adjust.py`), then temperature and the filters (`filters.py`), each on what the one
+before left. Among the allowed ids the coupled noise decides (`kernels/noise.py`); temperature 0 takes the largest
+logit. A row's choice depends on no other row.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..common.types import Sampling
-from ..kernels.noise import gumbel
+from ..common.types import Sampling, TopLogprobs
+from ..kernels.noise import gumbel, gumbel_at
+from .adjust import adjust
+from .filters import HEADS, allowed, allowed_head, is_filtered
 from .request import Choice
+from .tally import Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,109 +28,100 @@ class Row:
     sampling: Sampling
     index: int
     """Answer index of the id that is chosen here."""
-    seen: Sequence[int] = ()
+    seen: Seen | None = None
     """Prompt and answer before it, drafts included; needed by penalties only."""
-    prompt_length: int = 0
-    """How many of `seen` are the prompt's."""
     given: int | None = None
     """The id that follows, where its log-probability is wanted."""
     logprob: bool = False
     """Whether that of the choice is wanted."""
+    top: int = 0
+    """How many of the most probable ids are wanted."""
 
 
 @torch.inference_mode()
 def choose(logits: Tensor, rows: Sequence[Row]) -> list[Choice]:
     """One choice per row of `logits`, float32 [rows, vocabulary]."""
     finite = torch.isfinite(logits.sum(dim=-1)).tolist()
-    tokens = _tokens(logits, rows)
-    if not any(row.logprob or row.given is not None for row in rows):
+    adjusted = adjust(logits, [row.sampling for row in rows], [row.seen for row in rows])
+    tokens = _tokens(adjusted, rows)
+    if not any(row.logprob or row.given is not None or row.top for row in rows):
         return [Choice(token, finite=good) for token, good in zip(tokens.tolist(), finite, strict=True)]
-    logprobs = logits - logits.logsumexp(dim=-1, keepdim=True)
-    chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+    mass = logits.logsumexp(dim=-1, keepdim=True)
+    chosen = (logits.gather(1, tokens[:, None]) - mass)[:, 0].tolist()
     given_ids = torch.tensor([row.given or 0 for row in rows], device=logits.device)
-    given = logprobs.gather(1, given_ids[:, None])[:, 0].tolist()
+    given = (logits.gather(1, given_ids[:, None]) - mass)[:, 0].tolist()
+    top = _most_probable(logits, mass, [row.top for row in rows])
     return [
-        Choice(token, chosen[i], given[i] if rows[i].given is not None else float("nan"), finite[i])
+        Choice(token, chosen[i], given[i] if rows[i].given is not None else float("nan"), top[i], finite[i])
         for i, token in enumerate(tokens.tolist())
     ]
 
 
 def _tokens(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """int64 [rows]."""
-    penalized = [i for i, row in enumerate(rows) if row.sampling.penalized]
-    if penalized:
-        logits = logits.clone()
-        logits[penalized] = penalize(logits[penalized], [rows[i] for i in penalized])
+    """int64 [rows], of adjusted logits."""
+    plain = [i for i, row in enumerate(rows) if not row.sampling.greedy and not is_filtered(row.sampling)]
+    filtered = [i for i, row in enumerate(rows) if not row.sampling.greedy and is_filtered(row.sampling)]
+    if len(plain) == len(rows):
+        return _draw(logits, rows)
     tokens = logits.argmax(dim=-1)
-    drawn = [i for i, row in enumerate(rows) if not row.sampling.greedy]
-    if drawn:
-        tokens[drawn] = _draw(logits[drawn] if len(drawn) < len(rows) else logits, [rows[i] for i in drawn])
+    if plain:
+        tokens[plain] = _draw(logits[plain], [rows[i] for i in plain])
+    if filtered:
+        tokens[filtered] = _draw_filtered(logits[filtered], [rows[i] for i in filtered])
     return tokens
 
 
-def penalize(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Logits [R, V] after the penalties: repetition over prompt and answer, presence and frequency over the answer."""
-    counts = torch.zeros((2, *logits.shape), device=logits.device)
-    for kind, start in enumerate((0, None)):
-        pairs = [(i, t) for i, row in enumerate(rows) for t in row.seen[row.prompt_length if start is None else 0 :]]
-        if pairs:
-            where = torch.tensor(pairs, device=logits.device)
-            counts[kind].index_put_((where[:, 0], where[:, 1]), torch.ones((), device=logits.device), accumulate=True)
-    in_all, in_answer = counts
-    repetition = _column(rows, "repetition_penalty", logits)
-    repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-    logits = torch.where(in_all > 0, repeated, logits)
-    presence, frequency = _column(rows, "presence_penalty", logits), _column(rows, "frequency_penalty", logits)
-    penalty: Tensor = presence * (in_answer > 0) + frequency * in_answer
-    return logits - penalty
-
-
 def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """Exact draws from the filtered distributions, by the Gumbel-max trick with the shared noise."""
-    scaled = allowed(logits / _column(rows, "temperature", logits), [row.sampling for row in rows])
-    seeds = torch.tensor([_signed(row.sampling.seed or 0) for row in rows], device=logits.device)
-    indices = torch.tensor([row.index for row in rows], device=logits.device)
-    return gumbel(seeds, indices, logits.shape[-1]).add_(scaled).argmax(dim=-1)
+    """Exact draws from the softmax of `logits` over T, by the Gumbel-max trick with the shared noise; int64 [R]."""
+    return _noise(rows, logits).add_(_scaled(logits, rows)).argmax(dim=-1)
 
 
-def allowed(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """`scaled` logits [R, V] with −inf where top_k, top_p or min_p forbid an id.
-
-    Each filter keeps what reaches a value, so all three are one threshold per row.
-    """
-    active = [i for i, s in enumerate(samplings) if s.top_k or s.top_p < 1 or s.min_p > 0]
-    if not active:
-        return scaled
-    part, chosen = scaled[active], [samplings[i] for i in active]
-    threshold = part.amax(dim=-1, keepdim=True) + _values([s.min_p for s in chosen], part).log()
-    if any(s.top_k or s.top_p < 1 for s in chosen):
-        threshold = torch.maximum(threshold, _nucleus(part, chosen))
-    scaled = scaled.clone()
-    scaled[active] = part.masked_fill(part < threshold, -torch.inf)
-    return scaled
-
-
-def _nucleus(scaled: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """The least value [R, 1] that top_k, then top_p of what it left, keep."""
-    size = scaled.shape[-1]
-    ordered = scaled.sort(dim=-1, descending=True).values
-    kth = torch.tensor([[min(s.top_k or size, size) - 1] for s in samplings], device=scaled.device)
-    least = ordered.gather(1, kth)
-    probabilities = ordered.masked_fill(ordered < least, -torch.inf).softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    kept = (before < _values([s.top_p if s.top_p < 1 else 2.0 for s in samplings], scaled)).sum(dim=-1, keepdim=True)
-    return torch.maximum(least, ordered.gather(1, kept.clamp(min=1) - 1))
+def _draw_filtered(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """The same from what the filters leave: noise is drawn for the ids that may win alone, if those are few."""
+    scaled = _scaled(logits, rows)
+    tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    rest = list(range(len(rows)))
+    for size in HEADS:
+        part, some = scaled[rest], [rows[i] for i in rest]
+        values, ids, whole = allowed_head(part, [row.sampling for row in some], size)
+        scores = values + gumbel_at(*_seeds(some, logits), ids)
+        # Of equal scores the smallest id wins, as over the whole vocabulary: the largest come in no order of ids.
+        best = scores == scores.amax(dim=-1, keepdim=True)
+        tokens[rest] = ids.masked_fill(~best, logits.shape[-1]).amin(dim=-1)
+        rest = [i for i, known in zip(rest, whole.tolist(), strict=True) if not known]
+        if not rest:
+            return tokens
+    some = [rows[i] for i in rest]
+    tokens[rest] = _noise(some, logits).add_(allowed(scaled[rest], [row.sampling for row in some])).argmax(dim=-1)
+    return tokens
 
 
-def _column(rows: Sequence[Row], name: str, like: Tensor) -> Tensor:
-    """One parameter of each row, [R, 1]."""
-    return _values([getattr(row.sampling, name) for row in rows], like)
+def _most_probable(logits: Tensor, mass: Tensor, counts: Sequence[int]) -> list[TopLogprobs]:
+    """The `counts[i]` most probable ids of each row, most probable first."""
+    wanted = [i for i, count in enumerate(counts) if count]
+    found: list[TopLogprobs] = [()] * len(counts)
+    if wanted:
+        values, ids = (logits[wanted] - mass[wanted]).topk(min(max(counts), logits.shape[-1]), dim=-1)
+        for i, row_ids, row_values in zip(wanted, ids.tolist(), values.tolist(), strict=True):
+            found[i] = tuple(zip(row_ids, row_values, strict=True))[: counts[i]]
+    return found
 
 
-def _values(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+def _scaled(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    temperatures = [row.sampling.temperature for row in rows]
+    return logits / torch.tensor(temperatures, dtype=logits.dtype, device=logits.device)[:, None]
+
+
+def _noise(rows: Sequence[Row], logits: Tensor) -> Tensor:
+    """float32 [R, V]."""
+    return gumbel(*_seeds(rows, logits), logits.shape[-1])
+
+
+def _seeds(rows: Sequence[Row], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Seeds, as the signed integers with their 64 bits, and answer indices; int64 [R] each."""
+    seeds = [_signed(row.sampling.seed or 0) for row in rows]
+    return torch.tensor(seeds, device=like.device), torch.tensor([row.index for row in rows], device=like.device)
 
 
 def _signed(seed: int) -> int:
-    """The 64 bits of an unsigned seed as the signed integer that torch can hold."""
     return seed - (1 << 64) if seed >> 63 else seed

@@ -38,6 +38,9 @@ from .submission import Submission
 _LONG_TEXT = 20_000
 """Characters from which a prompt is tokenized in a thread: at 2 million a second this is 10 ms of the event loop."""
 
+_MOST_TOP_LOGPROBS = 1_000_000
+"""Of one score request: 4 bytes a number and up to 3 an id, which is what a message still holds."""
+
 _DRAIN_POLL_S = 0.02
 
 
@@ -64,8 +67,13 @@ class Outbox:
         """Takes an output; never blocks."""
         last = self._waiting[-1] if self._waiting else None
         if isinstance(output, Produced) and isinstance(last, Produced):
-            ids, logprobs = last.ids + output.ids, last.logprobs + output.logprobs
-            self._waiting[-1] = Produced(last.position, ids, last.text + output.text, logprobs)
+            self._waiting[-1] = Produced(
+                last.position,
+                last.ids + output.ids,
+                last.text + output.text,
+                last.logprobs + output.logprobs,
+                last.top_logprobs + output.top_logprobs,
+            )
         else:
             self._waiting.append(output)
         self._wake.set()
@@ -131,13 +139,15 @@ class Worker:
         self._running[request_id] = number
         outcome = "cancelled"
         try:
-            yield Started(request_id, self.served.info.id, request.tier, Quality.EXACT)
+            yield Started(request_id, self.served.info.id, self.engine.tiers.named(request.tier), Quality.EXACT)
             while not isinstance(output := await outbox.take(), Ended):
                 assert isinstance(output, Produced)
-                yield Tokens(output.ids, output.text, Origin.CLOUD, output.logprobs)
+                top = output.top_logprobs
+                yield Tokens(output.ids, output.text, Origin.CLOUD, output.logprobs, top_logprobs=top)
             outcome = output.reason.value
             self.metrics.answered(output)
-            yield Finished(output.reason, usage_of(len(prompt), output.answer_tokens), output.timings)
+            usage = usage_of(len(prompt), output.answer_tokens, output.cached_prompt_tokens)
+            yield Finished(output.reason, usage, output.timings)
         except TiermeshError as error:
             outcome = error.reason
             raise
@@ -154,12 +164,17 @@ class Worker:
         check_prompt_length(len(ids), 0, self.served.limits)
         if request.answer_start > len(ids):
             raise InvalidRequest.field("answer_start", f"{request.answer_start} is behind the {len(ids)} tokens")
+        if len(ids) * request.top_logprobs > _MOST_TOP_LOGPROBS:
+            most = f"{_MOST_TOP_LOGPROBS} for all tokens together; score fewer tokens at a time"
+            raise InvalidRequest.field("top_logprobs", f"{request.top_logprobs} for {len(ids)} tokens pass {most}")
         submission = Submission(
             Job.SCORE,
             ids,
             sampling=with_seed(request.sampling),
+            top_logprobs=request.top_logprobs,
             deadline_s=request.deadline_s,
             answer_start=request.answer_start,
+            tier=request.tier,
         )
         outbox = Outbox()
         number = self.engine.submit(submission, outbox.put)
@@ -168,7 +183,7 @@ class Worker:
             output = await outbox.take()
             assert isinstance(output, Scored)
             outcome = "stop"
-            return Scores(ids, output.logprobs, output.choices, output.choice_logprobs)
+            return Scores(ids, output.logprobs, output.choices, output.choice_logprobs, output.top_logprobs)
         except TiermeshError as error:
             outcome = error.reason
             raise
@@ -209,7 +224,9 @@ def submission_of(request: Request, prompt: list[int], job: Job, served: Served)
         request.stop,
         served.eos_ids | frozenset(request.stop_ids),
         request.logprobs,
+        request.top_logprobs,
         request.deadline_s,
+        tier=request.tier,
     )
 
 
@@ -220,11 +237,14 @@ def with_seed(sampling: Sampling) -> Sampling:
     return replace(sampling, seed=secrets.randbits(64))
 
 
-def usage_of(prompt_tokens: int, answer_tokens: int, asks: int = 0, handed_over: bool = False) -> Usage:
-    """What an answer of this worker took; all of it is billed."""
+def usage_of(
+    prompt_tokens: int, answer_tokens: int, cached_prompt_tokens: int, asks: int = 0, handed_over: bool = False
+) -> Usage:
+    """What an answer of this worker took; all of it is billed, what was found computed too."""
     return Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=answer_tokens,
+        cached_prompt_tokens=cached_prompt_tokens,
         billed_tokens=prompt_tokens + answer_tokens,
         asks=asks,
         handed_over=handed_over,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..common.errors import InvalidRequest
 from ..common.types import Sampling
+from .prefix import Chain
 from .request import Job, Sequence
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Lengths were checked against the engine's limits."""
+    """What to do with which ids, for whom."""
 
     job: Job
     prompt: tuple[int, ...]
@@ -21,6 +23,7 @@ class Submission:
     stop_ids: frozenset[int] = frozenset()
     """Ids that end the answer, the model's own included."""
     logprobs: bool = False
+    top_logprobs: int = 0
     deadline_s: float | None = None
     """Time left."""
     delivered_ids: tuple[int, ...] = ()
@@ -29,9 +32,25 @@ class Submission:
     """UTF-8 bytes of their text that were shown; None: all that could be."""
     answer_start: int = 1
     """SCORE: index of the first answer token."""
+    tier: str = ""
+    """Empty is the usual one."""
+    tenant: str = ""
+    """Who finds again what was computed for whom; the tenant as the hop before verified it."""
 
-    def sequence(self, number: int, now: float) -> Sequence:
+    def check_fits(self, max_context: int, pool_tokens: int) -> None:
+        """Raises InvalidRequest for what can never be served, however long it waits."""
+        tokens = len(self.prompt) + (0 if self.job is Job.SCORE else self.max_tokens)
+        for most, what in ((max_context, "the model's context"), (pool_tokens - 1, "this worker's KV pool")):
+            if tokens > most:
+                raise InvalidRequest.field(
+                    "prompt",
+                    f"{len(self.prompt)} prompt tokens and max_tokens {self.max_tokens} pass {what} of {most} tokens; "
+                    "shorten the prompt or lower max_tokens",
+                )
+
+    def sequence(self, number: int, now: float, tier: int, tier_deadline_s: float, chain: Chain | None) -> Sequence:
         """The sequence at its beginning; `number` is its id and its place among the arrivals."""
+        deadline = None if self.deadline_s is None else now + self.deadline_s
         return Sequence(
             id=number,
             job=self.job,
@@ -41,6 +60,10 @@ class Submission:
             sampling=self.sampling,
             stop_ids=self.stop_ids,
             logprobs=self.logprobs or self.job is Job.SCORE,
-            deadline=None if self.deadline_s is None else now + self.deadline_s,
+            top_logprobs=self.top_logprobs,
+            deadline=deadline,
             arrival=number,
+            tier=tier,
+            due=now + tier_deadline_s if deadline is None else deadline,
+            chain=chain,
         )

@@ -8,17 +8,19 @@ multiplication.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..common.errors import ModelDirError
-from ..common.model_dir import read_json
 from .architecture import Architecture
+from .checkpoint import Checkpoint, Report
 from .linear import Linear, linear
+
+Shapes = dict[str, tuple[int, ...]]
+"""Of tensors, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class LayerWeights:
     input_norm: Tensor
     qkv: Linear
     """hidden → q + 2k."""
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    head_norms: tuple[Tensor, Tensor] | None
+    """Of query and key heads."""
     output: Linear
     """q → hidden."""
     mlp_norm: Tensor
@@ -51,112 +53,126 @@ class Weights:
     """hidden → vocabulary, in float32: its logits decide between ids."""
 
 
-def load_weights(directory: Path, arch: Architecture, device: torch.device, dtype: torch.dtype) -> Weights:
-    """All weights on `device` in `dtype`; ModelDirError for tensors that are missing, unknown or of a wrong shape."""
-    source = _Source(directory, device, dtype)
-    embedding = source.take("model.embed_tokens.weight", arch.vocab_size, arch.hidden)
-    layers = tuple(_layer(source, arch, f"model.layers.{i}.") for i in range(arch.layers))
-    norm = source.take("model.norm.weight", arch.hidden)
-    if arch.tied:
-        source.discard("lm_head.weight")
-        head = embedding
-    else:
-        head = source.take("lm_head.weight", arch.vocab_size, arch.hidden)
-    source.finish()
-    return Weights(embedding, layers, norm, linear(head.to(torch.float32)))
+def load_weights(
+    directory: Path,
+    arch: Architecture,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report = lambda read, total: None,
+) -> Weights:
+    """All weights on `device` in `dtype`; ModelDirError for tensors that are missing, unknown or of a wrong shape.
+
+    Besides what it returns it holds one shard at most; `report` hears of every tensor read.
+    """
+    files = Checkpoint(directory, report)
+    try:
+        shapes = _shapes(arch)
+        files.check(shapes, _is_ignored(arch))
+        return _Assembly(files, arch, shapes, device, dtype).weights()
+    finally:
+        files.close()
 
 
-def _layer(source: _Source, arch: Architecture, prefix: str) -> LayerWeights:
-    q, k = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
-    attention, mlp = prefix + "self_attn.", prefix + "mlp."
+def _shapes(arch: Architecture) -> Shapes:
+    """Every tensor of a model by its Hugging Face name."""
+    hidden, inner = arch.hidden, arch.intermediate
+    query, key = arch.heads * arch.head_dim, arch.kv_heads * arch.head_dim
+    shapes: Shapes = {
+        "model.embed_tokens.weight": (arch.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not arch.tied:
+        shapes["lm_head.weight"] = (arch.vocab_size, hidden)
+    products = {
+        "self_attn.q_proj": (query, hidden, arch.qkv_bias),
+        "self_attn.k_proj": (key, hidden, arch.qkv_bias),
+        "self_attn.v_proj": (key, hidden, arch.qkv_bias),
+        "self_attn.o_proj": (hidden, query, arch.output_bias),
+        "mlp.gate_proj": (inner, hidden, arch.mlp_bias),
+        "mlp.up_proj": (inner, hidden, arch.mlp_bias),
+        "mlp.down_proj": (hidden, inner, arch.mlp_bias),
+    }
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if arch.query_key_norm:
+        norms |= {"self_attn.q_norm": arch.head_dim, "self_attn.k_norm": arch.head_dim}
+    for layer in (f"model.layers.{i}." for i in range(arch.layers)):
+        shapes |= {f"{layer}{name}.weight": (width,) for name, width in norms.items()}
+        for name, (out, inputs, biased) in products.items():
+            shapes[f"{layer}{name}.weight"] = (out, inputs)
+            if biased:
+                shapes[f"{layer}{name}.bias"] = (out,)
+    return shapes
 
-    def stacked(parts: list[tuple[str, int]], end: str, *columns: int) -> Tensor:
-        tensors = [source.take(f"{name}_proj.{end}", rows, *columns) for name, rows in parts]
-        if len(parts) == 3:
-            tensors[:2] = [_interleave(tensor, arch.head_dim) for tensor in tensors[:2]]
-        return torch.cat(tensors)
 
-    qkv = [(attention + "q", q), (attention + "k", k), (attention + "v", k)]
-    gate_up = [(mlp + "gate", arch.intermediate), (mlp + "up", arch.intermediate)]
+def _is_ignored(arch: Architecture) -> Callable[[str], bool]:
+    """Tensors that may be there and hold nothing new: tables of old exports, the copy of a tied embedding."""
+    return lambda name: name.endswith("rotary_emb.inv_freq") or (arch.tied and name == "lm_head.weight")
 
-    def head_norm(name: str) -> Tensor | None:
-        if not arch.query_key_norm:
-            return None
-        return _interleave(source.take(f"{attention}{name}_norm.weight", arch.head_dim), arch.head_dim)
 
-    return LayerWeights(
-        input_norm=source.take(prefix + "input_layernorm.weight", arch.hidden),
-        qkv=linear(stacked(qkv, "weight", arch.hidden), stacked(qkv, "bias") if arch.qkv_bias else None),
-        query_norm=head_norm("q"),
-        key_norm=head_norm("k"),
-        output=linear(
-            source.take(attention + "o_proj.weight", arch.hidden, q),
-            source.take(attention + "o_proj.bias", arch.hidden) if arch.output_bias else None,
-        ),
-        mlp_norm=source.take(prefix + "post_attention_layernorm.weight", arch.hidden),
-        gate_up=linear(stacked(gate_up, "weight", arch.hidden), stacked(gate_up, "bias") if arch.mlp_bias else None),
-        down=linear(
-            source.take(mlp + "down_proj.weight", arch.hidden, arch.intermediate),
-            source.take(mlp + "down_proj.bias", arch.hidden) if arch.mlp_bias else None,
-        ),
-    )
+class _Assembly:
+    """Reads tensors in the order of layers, which is that of the shards.
+
+    Matrices are put together in one room: as tensors of their own they left holes between the packed ones, a quarter of
+    the model's size.
+    """
+
+    def __init__(
+        self, files: Checkpoint, arch: Architecture, shapes: Shapes, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._files, self._arch, self._shapes = files, arch, shapes
+        self._device, self._dtype = device, dtype
+        self._room = torch.empty(0, device=device, dtype=dtype)
+
+    def weights(self) -> Weights:
+        embedding = self._copy("model.embed_tokens.weight")
+        layers = tuple(self._layer(f"model.layers.{i}.") for i in range(self._arch.layers))
+        norm = self._copy("model.norm.weight")
+        head = embedding if self._arch.tied else self._files.read("lm_head.weight")
+        return Weights(embedding, layers, norm, linear(head.to(self._device, torch.float32)))
+
+    def _layer(self, layer: str) -> LayerWeights:
+        arch = self._arch
+        attention, mlp = layer + "self_attn.", layer + "mlp."
+        return LayerWeights(
+            input_norm=self._copy(layer + "input_layernorm.weight"),
+            qkv=self._linear(
+                [attention + "q_proj", attention + "k_proj", attention + "v_proj"], arch.qkv_bias, turned=2
+            ),
+            head_norms=self._head_norms(attention) if arch.query_key_norm else None,
+            output=self._linear([attention + "o_proj"], arch.output_bias),
+            mlp_norm=self._copy(layer + "post_attention_layernorm.weight"),
+            gate_up=self._linear([mlp + "gate_proj", mlp + "up_proj"], arch.mlp_bias),
+            down=self._linear([mlp + "down_proj"], arch.mlp_bias),
+        )
+
+    def _linear(self, names: list[str], biased: bool, turned: int = 0) -> Linear:
+        """Several matrices as one, the first `turned` of them with rotary pairs made neighbours."""
+
+        bias = torch.cat([self._copy(f"{name}.bias", i < turned) for i, name in enumerate(names)]) if biased else None
+        shapes = [self._shapes[f"{name}.weight"] for name in names]
+        whole = self._room_for(sum(rows for rows, _ in shapes), shapes[0][1])
+        parts = whole.split([rows for rows, _ in shapes])
+        for i, (name, part) in enumerate(zip(names, parts, strict=True)):
+            part.copy_(self._read(f"{name}.weight", i < turned))
+        return linear(whole, bias)
+
+    def _room_for(self, rows: int, columns: int) -> Tensor:
+        if self._room.numel() < rows * columns:
+            self._room = self._room.new_empty(rows * columns)
+        return self._room[: rows * columns].view(rows, columns)
+
+    def _head_norms(self, attention: str) -> tuple[Tensor, Tensor]:
+        return self._copy(attention + "q_norm.weight", True), self._copy(attention + "k_norm.weight", True)
+
+    def _copy(self, name: str, turned: bool = False) -> Tensor:
+        return self._read(name, turned).to(self._device, self._dtype, copy=True)
+
+    def _read(self, name: str, turned: bool) -> Tensor:
+        tensor = self._files.read(name)
+        return _interleave(tensor, self._arch.head_dim) if turned else tensor
 
 
 def _interleave(rows: Tensor, head_dim: int) -> Tensor:
     """Row order (0, d/2, 1, d/2 + 1, …) within each head of `rows` [heads × head_dim, …]."""
     halves = rows.view(-1, 2, head_dim // 2, *rows.shape[1:])
     return halves.transpose(1, 2).reshape(rows.shape)
-
-
-class _Source:
-    """The tensors of a directory by name; remembers which were used."""
-
-    def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self._directory, self._device, self._dtype = directory, device, dtype
-        self._where = _index(directory)
-        self._left = {name for name in self._where if not name.endswith("rotary_emb.inv_freq")}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """A tensor of exactly this shape."""
-        if name not in self._where:
-            raise ModelDirError(f"{self._directory}: no safetensors file holds {name}")
-        path = self._where[name]
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                tensor: Tensor = file.get_tensor(name)
-        except (OSError, SafetensorError) as exc:
-            raise ModelDirError(f"{path}: {name} can't be read: {exc}") from exc
-        if tuple(tensor.shape) != shape:
-            raise ModelDirError(f"{path}: {name} has shape {tuple(tensor.shape)}, config.json wants {shape}")
-        if not tensor.is_floating_point():
-            raise ModelDirError(f"{path}: {name} has type {tensor.dtype}; quantized weights are not supported")
-        self._left.discard(name)
-        return tensor.to(self._device, self._dtype)
-
-    def discard(self, name: str) -> None:
-        """A tensor that may be there and is not needed."""
-        self._left.discard(name)
-
-    def finish(self) -> None:
-        """Tensors that nobody took belong to an option that is not implemented."""
-        if self._left:
-            names = ", ".join(sorted(self._left)[:3])
-            raise ModelDirError(f"{self._directory}: {len(self._left)} tensors are not supported: {names}")
-
-
-def _index(directory: Path) -> dict[str, Path]:
-    """Which file holds which tensor: from the index of a sharded model, or from the files themselves."""
-    if (directory / "model.safetensors.index.json").exists():
-        shards = read_json(directory / "model.safetensors.index.json").get("weight_map", {})
-        return {name: directory / file for name, file in shards.items()}
-    paths = sorted(directory.glob("*.safetensors"))
-    if not paths:
-        raise ModelDirError(f"{directory} is no complete model directory: it holds no *.safetensors")
-    where: dict[str, Path] = {}
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                where |= dict.fromkeys(file.keys(), path)
-        except (OSError, SafetensorError) as exc:
-            raise ModelDirError(f"{path} can't be read: {exc}") from exc
-    return where

@@ -103,7 +103,7 @@ def build_mesh(document: Document, base: Path, with_secret: bool) -> MeshConfig:
         tenants=tuple(_tenant(name, tenant, hashes[name], tiers) for name, tenant in schema.tenants.items()),
         cache=_cache(schema.cache),
         router=_router(schema.router),
-        cloud=_cloud(schema.cloud, base, schema.router.worker_token),
+        cloud=_cloud(schema.cloud, base, tiers, schema.router.worker_token),
         edge=_edge(schema.edge, base),
     )
 
@@ -225,7 +225,7 @@ def _cache(section: CacheSection) -> CacheConfig:
     return CacheConfig(section.url, section.max_bytes, section.budget_ms / 1e3, section.lease_ms / 1e3)
 
 
-def _cloud(section: CloudSection, base: Path, token: str | None) -> CloudConfig:
+def _cloud(section: CloudSection, base: Path, tiers: tuple[TierConfig, ...], token: str | None) -> CloudConfig:
     return CloudConfig(
         listen=section.listen,
         metrics=section.metrics,
@@ -235,6 +235,9 @@ def _cloud(section: CloudSection, base: Path, token: str | None) -> CloudConfig:
         threads=section.threads,
         slots=section.slots,
         session_lease_s=section.session_lease_ms / 1e3,
+        prefix_cache=section.prefix_cache,
+        tiers=tiers,
+        ngram_drafts=section.ngram_drafts,
         token=token,
     )
 

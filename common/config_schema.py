@@ -187,6 +187,8 @@ class CloudSection(_Section):
     threads: Annotated[int, Field(ge=0)] = 0
     slots: Positive = 32
     session_lease_ms: Positive = 30_000
+    prefix_cache: bool = True
+    ngram_drafts: bool = True
 
 
 class EdgeSection(_Section):

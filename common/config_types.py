@@ -134,6 +134,12 @@ class CloudConfig:
     """Sequences that run at once."""
     session_lease_s: float
     """How long a session between two asks keeps its place and its KV; later it is opened and read anew."""
+    prefix_cache: bool
+    """Whether a tenant's prompts find what was computed for the same beginning before."""
+    tiers: tuple[TierConfig, ...]
+    """The file's tiers, highest first."""
+    ngram_drafts: bool
+    """Whether answers draft what followed the same ids before: fewer passes where text repeats, the same text."""
     token: str | None
     """What routers must show; the file's `router.worker_token`."""
 

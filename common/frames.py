@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .errors import TiermeshError
-from .types import Digests, FinishReason, ModelInfo, Origin, Quality, Request, Timing, Usage
+from .types import Digests, FinishReason, ModelInfo, Origin, Quality, Request, Timing, TopLogprobs, Usage
 
 PROTOCOL_VERSION = 2
 
@@ -178,6 +178,7 @@ class RelayTokens:
     text: str
     logprobs: tuple[float, ...] = ()
     origin: Origin = Origin.CLOUD
+    top_logprobs: tuple[TopLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +198,8 @@ class Verdict:
     logprobs: tuple[float, ...] = ()
     """Of what stands and of next_id, when asked for."""
     compute_s: float = 0.0
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    """Of the same places as `logprobs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +234,10 @@ class Load:
     step_s: float
     """Mean duration of the recent steps."""
     draining: bool = False
+    prefix_hit: float = 0.0
+    """Mean share of the recent prompts that was found computed, 0 to 1."""
+    preemptions: int = 0
+    """Sequences that gave way to others, since the start."""
 
 
 UpFrame = Hello | Open | Ask | Close | UsageReport

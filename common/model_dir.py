@@ -27,15 +27,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_chat_template(directory: Path) -> str:
-    """The Jinja text that renders messages; "" when the model has none."""
+    """The Jinja text that renders messages, of several the one named "default"; "" when the model has none."""
     try:
         return (directory / "chat_template.jinja").read_text(encoding="utf-8")
     except FileNotFoundError:
         template = read_json(directory / "tokenizer_config.json").get("chat_template") or ""
     except (OSError, UnicodeDecodeError) as exc:
         raise ModelDirError(f"{directory}: the chat template can't be read: {exc}") from exc
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
     if not isinstance(template, str):
-        raise ModelDirError(f"{directory}: several chat templates; keep one in chat_template.jinja")
+        raise ModelDirError(f"{directory}: of its chat templates none is named default; put one in chat_template.jinja")
     return template
 
 

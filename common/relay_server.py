@@ -90,6 +90,7 @@ def merge(first: DownFrame, second: RelayTokens) -> RelayTokens | None:
         ids=first.ids + second.ids,
         text=first.text + second.text,
         logprobs=first.logprobs + second.logprobs,
+        top_logprobs=first.top_logprobs + second.top_logprobs,
     )
 
 

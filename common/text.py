@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from .chat_template import ChatTemplate
 from .detokenize import Detokenizer, token_bytes
 from .errors import InvalidRequest, ModelDirError
 from .model_dir import read_chat_template, read_json
 from .types import ChatMessage, Prompt
 
 __all__ = ["Detokenizer", "Text"]
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 class Text:
@@ -35,9 +35,7 @@ class Text:
         self._tokenizer.no_padding()
         self.token_bytes: Sequence[bytes] = token_bytes(self._tokenizer)
         """Bytes of each id; special tokens have none."""
-        names = _special_names(directory)
-        self._bos, self._eos = names
-        self._template = _compile(read_chat_template(directory), directory)
+        self._template = _compile(directory)
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a prompt: text with the tokenizer's special tokens, messages through the template, ids as they are.
@@ -60,13 +58,8 @@ class Text:
         if self._template is None:
             raise InvalidRequest.field("prompt.messages", "this model has no chat template; send text instead")
         try:
-            return self._template.render(
-                messages=[{"role": m.role, "content": m.content} for m in messages],
-                bos_token=self._bos,
-                eos_token=self._eos,
-                add_generation_prompt=True,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError) as exc:
+            return self._template.render(messages)
+        except ValueError as exc:
             raise InvalidRequest.field("prompt.messages", f"the chat template refuses them: {exc}") from exc
 
     def detokenizer(
@@ -81,30 +74,21 @@ class Text:
         return whole.push(ids) + whole.finish()
 
 
-def _special_names(directory: Path) -> tuple[str, str]:
-    """The texts of bos and eos; empty where the model has none."""
+def _special_tokens(directory: Path) -> dict[str, str]:
+    """The texts of the special tokens that tokenizer_config.json names, by their names there."""
     path = directory / "tokenizer_config.json"
     config: dict[str, Any] = read_json(path) if path.exists() else {}
+    tokens = {}
+    for key in _SPECIAL:
+        value = config.get(key)
+        if value is not None:
+            tokens[key] = value["content"] if isinstance(value, dict) else str(value)
+    return tokens
 
-    def text(key: str) -> str:
-        value = config.get(key) or ""
-        return value["content"] if isinstance(value, dict) else str(value)
 
-    return text("bos_token"), text("eos_token")
-
-
-def _compile(source: str, directory: Path) -> jinja2.Template | None:
-    """The template in a sandbox: it comes with the model, and a model is data."""
-    if not source:
-        return None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.globals["raise_exception"] = _refuse
+def _compile(directory: Path) -> ChatTemplate | None:
+    source = read_chat_template(directory)
     try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as exc:
+        return ChatTemplate(source, _special_tokens(directory)) if source else None
+    except ValueError as exc:
         raise ModelDirError(f"{directory}: the chat template is broken: {exc}") from exc
-
-
-def _refuse(message: str) -> None:
-    """What templates call on messages that they do not take."""
-    raise jinja2.TemplateError(message)

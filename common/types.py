@@ -58,7 +58,7 @@ Prompt = str | tuple[ChatMessage, ...] | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn; filters apply in the order penalties, temperature, top_k, top_p, min_p."""
+    """How tokens are drawn; in the order logit_bias, penalties, temperature, top_k, top_p, min_p."""
 
     temperature: float = 0.0
     """0 takes the most probable token."""
@@ -76,6 +76,8 @@ class Sampling:
     """Subtracted once for each time that the answer holds the token."""
     seed: int | None = None
     """64 bits; None until the first hop draws one."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the raw logits of ids, before all else; (id, bias) by ascending id, each id once."""
 
     @property
     def greedy(self) -> bool:
@@ -86,6 +88,11 @@ class Sampling:
     def penalized(self) -> bool:
         """Whether any penalty is on."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether a bias or a penalty changes the logits, so that the largest raw one need not win at T = 0."""
+        return bool(self.logit_bias) or self.penalized
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,8 @@ class Request:
     """Strings that end the answer and are not part of it."""
     stop_ids: tuple[int, ...] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
+    """How many of the most probable ids come with each token; needs `logprobs`."""
     tier: str = ""
     """Empty means the tenant's default."""
     deadline_s: float | None = None
@@ -146,6 +155,10 @@ class Timing:
     duration_s: float
 
 
+TopLogprobs = tuple[tuple[int, float], ...]
+"""The most probable ids of one place, most probable first, with natural logarithms under the raw logits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """The request was admitted."""
@@ -169,6 +182,8 @@ class Tokens:
     logprobs: tuple[float, ...] = ()
     """Natural logarithms, one per id, when asked for."""
     degraded: bool = False
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    """One per id, when asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +210,8 @@ class ScoreRequest:
     sampling: Sampling = field(default_factory=Sampling)
     tier: str = ""
     deadline_s: float | None = None
+    top_logprobs: int = 0
+    """How many of the most probable ids come with each place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +225,8 @@ class Scores:
     choices: tuple[int, ...]
     """n − answer_start ids: what the model would have taken there."""
     choice_logprobs: tuple[float, ...]
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    """n − 1, of the same places as `logprobs`, when asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .errors import InvalidRequest, Violation
 from .types import ChatMessage, Prompt, Request, Sampling, ScoreRequest
@@ -26,6 +27,8 @@ class Limits:
     """Characters of text; tokenizing more than this would hold up everybody else."""
     max_stops: int = 16
     max_stop_chars: int = 256
+    max_biases: int = 1024
+    max_top_logprobs: int = 20
 
 
 def check_request(request: Request, limits: Limits) -> None:
@@ -34,8 +37,11 @@ def check_request(request: Request, limits: Limits) -> None:
         [
             *_prompt(request.prompt, limits),
             *_sampling(request.sampling),
+            *_bias(request.sampling, limits),
             *_length(request.max_tokens, limits),
             *_stops(request, limits),
+            *_top_logprobs(request.top_logprobs, limits),
+            *_needs_logprobs(request),
             *_control(request),
         ]
     )
@@ -43,7 +49,13 @@ def check_request(request: Request, limits: Limits) -> None:
 
 def check_score_request(request: ScoreRequest, limits: Limits) -> None:
     """Raises InvalidRequest that names every field at fault."""
-    faults = [*_prompt(request.prompt, limits), *_sampling(request.sampling), *_deadline(request.deadline_s)]
+    faults = [
+        *_prompt(request.prompt, limits),
+        *_sampling(request.sampling),
+        *_bias(request.sampling, limits),
+        *_top_logprobs(request.top_logprobs, limits),
+        *_deadline(request.deadline_s),
+    ]
     if request.answer_start < 1:
         faults.append(Violation("answer_start", "must be at least 1"))
     _refuse(faults)
@@ -126,6 +138,33 @@ def _sampling(sampling: Sampling) -> Iterator[Violation]:
         yield Violation("sampling.top_k", f"must be 0 (off) or more, not {sampling.top_k}")
     if sampling.seed is not None and not 0 <= sampling.seed < 1 << 64:
         yield Violation("sampling.seed", "must fit 64 bits, unsigned")
+
+
+_BIAS_RANGE = (-100.0, 100.0)
+
+
+def _bias(sampling: Sampling, limits: Limits) -> Iterator[Violation]:
+    field, bias = "sampling.logit_bias", sampling.logit_bias
+    if len(bias) > limits.max_biases:
+        yield Violation(field, f"holds {len(bias)} ids; at most {limits.max_biases}")
+        return
+    yield from _ids(field, (i for i, _ in bias), limits.vocab_size)
+    if any(before >= after for (before, _), (after, _) in pairwise(bias)):
+        yield Violation(field, "must hold each id once, by ascending id")
+    low, high = _BIAS_RANGE
+    wrong = next((value for _, value in bias if not (math.isfinite(value) and low <= value <= high)), None)
+    if wrong is not None:
+        yield Violation(field, f"must hold numbers from {low:g} to {high:g}, not {wrong}")
+
+
+def _top_logprobs(count: int, limits: Limits) -> Iterator[Violation]:
+    if not 0 <= count <= limits.max_top_logprobs:
+        yield Violation("top_logprobs", f"must be from 0 (off) to {limits.max_top_logprobs}, not {count}")
+
+
+def _needs_logprobs(request: Request) -> Iterator[Violation]:
+    if request.top_logprobs and not request.logprobs:
+        yield Violation("top_logprobs", "needs logprobs; turn that on too")
 
 
 def _length(max_tokens: int, limits: Limits) -> Iterator[Violation]:

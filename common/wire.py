@@ -102,6 +102,7 @@ def sampling_from(pb: tpb.Sampling) -> t.Sampling:
         presence_penalty=pb.presence_penalty,
         frequency_penalty=pb.frequency_penalty,
         seed=pb.seed if pb.HasField("seed") else None,
+        logit_bias=tuple(sorted(pb.logit_bias.items())),
     )
 
 
@@ -117,6 +118,7 @@ def sampling_to(sampling: t.Sampling) -> tpb.Sampling:
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
             seed=sampling.seed,
+            logit_bias=dict(sampling.logit_bias),
         )
     except (ValueError, TypeError) as exc:
         raise InvalidRequest.field("sampling", f"has a value that does not fit: {exc}") from exc
@@ -132,6 +134,7 @@ def request_from(pb: ipb.GenerateRequest) -> t.Request:
         stop=tuple(pb.stop),
         stop_ids=tuple(pb.stop_ids),
         logprobs=pb.logprobs,
+        top_logprobs=pb.top_logprobs,
         tier=pb.tier,
         deadline_s=seconds_from(pb.deadline_ms),
         quality=enum_from(FROM_QUALITY, pb.quality, "quality") if pb.quality else None,
@@ -153,6 +156,7 @@ def request_to(request: t.Request) -> ipb.GenerateRequest:
             stop=request.stop,
             stop_ids=request.stop_ids,
             logprobs=request.logprobs,
+            top_logprobs=request.top_logprobs,
             tier=request.tier,
             deadline_ms=ms_to(request.deadline_s),
             quality=QUALITY[request.quality] if request.quality else tpb.QUALITY_UNSPECIFIED,
@@ -202,13 +206,24 @@ def timings_to(timings: tuple[t.Timing, ...]) -> list[tpb.Timing]:
     return [tpb.Timing(hop=x.hop, stage=x.stage, duration_ms=x.duration_s * 1000) for x in timings]
 
 
+def top_logprobs_from(pbs: Any) -> tuple[t.TopLogprobs, ...]:
+    """A repeated field of TopLogprobs; ids without a partner are dropped."""
+    return tuple(tuple(zip(pb.ids, pb.logprobs, strict=False)) for pb in pbs)
+
+
+def top_logprobs_to(places: tuple[t.TopLogprobs, ...]) -> list[tpb.TopLogprobs]:
+    """A repeated field of TopLogprobs."""
+    return [tpb.TopLogprobs(ids=[i for i, _ in top], logprobs=[x for _, x in top]) for top in places]
+
+
 def event_from(pb: ipb.GenerateResponse) -> t.Event:
     """Raises InvalidRequest for an event that this version does not know."""
     kind = pb.WhichOneof("event")
     if kind == "tokens":
         tokens = pb.tokens
         origin = enum_from(FROM_ORIGIN, tokens.origin, "origin")
-        return t.Tokens(tuple(tokens.ids), tokens.text, origin, tuple(tokens.logprobs), tokens.degraded)
+        top = top_logprobs_from(tokens.top_logprobs)
+        return t.Tokens(tuple(tokens.ids), tokens.text, origin, tuple(tokens.logprobs), tokens.degraded, top)
     if kind == "started":
         started = pb.started
         quality = enum_from(FROM_QUALITY, started.quality, "quality")
@@ -230,6 +245,7 @@ def event_to(event: t.Event) -> ipb.GenerateResponse:
                 origin=ORIGIN[event.origin],
                 logprobs=event.logprobs,
                 degraded=event.degraded,
+                top_logprobs=top_logprobs_to(event.top_logprobs),
             )
             return ipb.GenerateResponse(tokens=tokens)
         case t.Started():
@@ -253,6 +269,7 @@ def score_request_from(pb: ipb.ScoreRequest) -> t.ScoreRequest:
         sampling=sampling_from(pb.sampling),
         tier=pb.tier,
         deadline_s=seconds_from(pb.deadline_ms),
+        top_logprobs=pb.top_logprobs,
     )
 
 
@@ -267,6 +284,7 @@ def score_request_to(request: t.ScoreRequest) -> ipb.ScoreRequest:
             sampling=sampling,
             tier=request.tier,
             deadline_ms=ms_to(request.deadline_s),
+            top_logprobs=request.top_logprobs,
         )
     except (ValueError, TypeError) as exc:
         raise InvalidRequest(f"a field of the request does not fit: {exc}") from exc
@@ -274,7 +292,8 @@ def score_request_to(request: t.ScoreRequest) -> ipb.ScoreRequest:
 
 def scores_from(pb: ipb.ScoreResponse) -> t.Scores:
     """Field by field."""
-    return t.Scores(tuple(pb.token_ids), tuple(pb.logprobs), tuple(pb.choices), tuple(pb.choice_logprobs))
+    top = top_logprobs_from(pb.top_logprobs)
+    return t.Scores(tuple(pb.token_ids), tuple(pb.logprobs), tuple(pb.choices), tuple(pb.choice_logprobs), top)
 
 
 def scores_to(scores: t.Scores) -> ipb.ScoreResponse:
@@ -284,6 +303,7 @@ def scores_to(scores: t.Scores) -> ipb.ScoreResponse:
         logprobs=scores.logprobs,
         choices=scores.choices,
         choice_logprobs=scores.choice_logprobs,
+        top_logprobs=top_logprobs_to(scores.top_logprobs),
     )
 
 

@@ -186,7 +186,8 @@ def _accepted_to(x: f.Accepted) -> rpb.DownFrame:
 
 def _tokens_from(pb: rpb.RelayTokens) -> f.RelayTokens:
     origin = w.FROM_ORIGIN.get(pb.origin, t.Origin.CLOUD)
-    return f.RelayTokens(pb.session, pb.attempt, pb.position, tuple(pb.ids), pb.text, tuple(pb.logprobs), origin)
+    top = w.top_logprobs_from(pb.top_logprobs)
+    return f.RelayTokens(pb.session, pb.attempt, pb.position, tuple(pb.ids), pb.text, tuple(pb.logprobs), origin, top)
 
 
 def _tokens_to(x: f.RelayTokens) -> rpb.DownFrame:
@@ -198,6 +199,7 @@ def _tokens_to(x: f.RelayTokens) -> rpb.DownFrame:
         text=x.text,
         logprobs=x.logprobs,
         origin=w.ORIGIN[x.origin],
+        top_logprobs=w.top_logprobs_to(x.top_logprobs),
     )
     return rpb.DownFrame(tokens=tokens)
 
@@ -212,6 +214,7 @@ def _verdict_from(pb: rpb.Verdict) -> f.Verdict:
         choices=tuple(pb.choices),
         logprobs=tuple(pb.logprobs),
         compute_s=pb.compute_ms / 1000,
+        top_logprobs=w.top_logprobs_from(pb.top_logprobs),
     )
 
 
@@ -225,6 +228,7 @@ def _verdict_to(x: f.Verdict) -> rpb.DownFrame:
         choices=x.choices,
         logprobs=x.logprobs,
         compute_ms=x.compute_s * 1000,
+        top_logprobs=w.top_logprobs_to(x.top_logprobs),
     )
     return rpb.DownFrame(verdict=verdict)
 
@@ -255,7 +259,8 @@ def _session_error_to(x: f.SessionError) -> rpb.DownFrame:
 
 
 def _load_from(pb: rpb.Load) -> f.Load:
-    return f.Load(pb.slots, pb.running, pb.waiting, pb.kv_free, pb.step_ms / 1000, pb.draining)
+    step_s, hit = pb.step_ms / 1000, pb.prefix_hit
+    return f.Load(pb.slots, pb.running, pb.waiting, pb.kv_free, step_s, pb.draining, hit, pb.preemptions)
 
 
 def _load_to(x: f.Load) -> rpb.DownFrame:
@@ -266,6 +271,8 @@ def _load_to(x: f.Load) -> rpb.DownFrame:
         kv_free=x.kv_free,
         step_ms=x.step_s * 1000,
         draining=x.draining,
+        prefix_hit=x.prefix_hit,
+        preemptions=x.preemptions,
     )
     return rpb.DownFrame(load=load)
 

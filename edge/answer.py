@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ..common.detokenize import Detokenizer
-from ..common.types import FinishReason, Origin, Tokens
+from ..common.types import FinishReason, Origin, Tokens, TopLogprobs
 
 
 class Answer:
@@ -40,7 +40,12 @@ class Answer:
         return sum(len(piece.encode()) for piece in self.text)
 
     def take(
-        self, ids: Sequence[int], origin: Origin, logprobs: Sequence[float] = (), degraded: bool = False
+        self,
+        ids: Sequence[int],
+        origin: Origin,
+        logprobs: Sequence[float] = (),
+        degraded: bool = False,
+        top_logprobs: Sequence[TopLogprobs] = (),
     ) -> Tokens | None:
         """What to show now that these ids are part of the answer; None when there is nothing.
 
@@ -59,21 +64,34 @@ class Answer:
         elif end is not None:
             self.reason = FinishReason.STOP
             self.end_id = ids[end]
-        return self._show(taken, text, origin, logprobs[: len(taken)], degraded)
+        return self._show(taken, text, origin, logprobs[: len(taken)], degraded, top_logprobs[: len(taken)])
 
-    def pass_on(self, ids: Sequence[int], text: str, origin: Origin, logprobs: Sequence[float]) -> Tokens | None:
+    def pass_on(
+        self,
+        ids: Sequence[int],
+        text: str,
+        origin: Origin,
+        logprobs: Sequence[float],
+        top_logprobs: Sequence[TopLogprobs],
+    ) -> Tokens | None:
         """Shows what was detokenized elsewhere: ids of another vocabulary."""
-        return self._show(ids, text, origin, logprobs, False)
+        return self._show(ids, text, origin, logprobs, False, top_logprobs)
 
     def end(self, reason: FinishReason, origin: Origin) -> Tokens | None:
         """Completes the answer as told from above; what was held back is shown."""
         if self.reason is not None:
             return None
         self.reason = reason
-        return self._show((), "", origin, (), False)
+        return self._show((), "", origin, (), False, ())
 
     def _show(
-        self, ids: Sequence[int], text: str, origin: Origin, logprobs: Sequence[float], degraded: bool
+        self,
+        ids: Sequence[int],
+        text: str,
+        origin: Origin,
+        logprobs: Sequence[float],
+        degraded: bool,
+        top_logprobs: Sequence[TopLogprobs],
     ) -> Tokens | None:
         if self.reason is not None:
             text += self._detokenizer.finish()
@@ -84,4 +102,4 @@ class Answer:
         self.logprobs.extend(logprobs)
         self.by_origin[origin] += len(ids)
         self.degraded |= degraded
-        return Tokens(tuple(ids), text, origin, tuple(logprobs), degraded)
+        return Tokens(tuple(ids), text, origin, tuple(logprobs), degraded, tuple(top_logprobs))

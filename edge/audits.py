@@ -155,6 +155,7 @@ class Audits:
             request_id=secrets.token_hex(16),
             cache=CacheControl.BYPASS,
             logprobs=False,
+            top_logprobs=0,
         )
         session = self._upstream.link.session()
         reason = CloseReason.CANCELLED

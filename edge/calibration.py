@@ -17,7 +17,7 @@ _CACHED_BOUNDS = 256
 
 @dataclass(frozen=True, slots=True)
 class SamplingClass:
-    """Requests that share a calibration. Penalties and filters belong to no class, but greedy ignores filters."""
+    """Requests that share a calibration. Bias, penalties and filters belong to no class, but greedy ignores filters."""
 
     name: str
     above: float
@@ -27,7 +27,7 @@ class SamplingClass:
 
     def holds(self, sampling: Sampling) -> bool:
         """Whether a request of this sampling belongs here."""
-        if sampling.penalized:
+        if sampling.adjusted:
             return False
         if sampling.greedy:
             return self.up_to == 0.0

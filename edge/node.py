@@ -84,7 +84,7 @@ class EdgeNode:
 
     def drafts(self, request: Request, answer_start: int) -> Callable[[], Awaitable[Draft]]:
         """What opens a draft for one request: it waits for a place, and takes a KV cache."""
-        picker = Picker(request.sampling, answer_start, request.logprobs)
+        picker = Picker(request.sampling, answer_start, request.logprobs, request.top_logprobs)
         borders = Borders(self._line_ends, self.end_ids(request))
 
         async def open_draft() -> Draft:

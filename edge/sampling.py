@@ -1,8 +1,8 @@
 """Which id the edge model takes next, with the noise that the cloud will use at the same place.
 
-The filters and their order are the contract's: penalties, temperature, top_k, top_p, min_p; then the argmax of
+The filters and their order are the contract's: bias, penalties, temperature, top_k, top_p, min_p; then the argmax of
 `logit / T + gumbel` over what is left. An id picked here is a guess at the cloud's own pick, so each comes with the
-probability that decides its unit: that of the id under the softmax of the penalized logits, which at T = 0 is the
+probability that decides its unit: that of the id under the softmax of the adjusted logits, which at T = 0 is the
 maximum. On 400 tokens at T = 0.9 it told the cloud's picks from others with an AUC of 0.86, against 0.82 for the
 maximum and 0.83 for the id's share of `softmax(logit + T · gumbel)` (an early starter pair).
 """
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..common.noise import gumbel
-from ..common.types import Sampling
+from ..common.types import Sampling, TopLogprobs
 from .sequence import SequenceState
 from .units import Unit
 
@@ -34,9 +34,11 @@ class Pick:
     margin: float
     """The largest probability less the second; the id's own may be neither."""
     entropy: float
-    """In nats. Like the other two, of the softmax after penalties and before temperature and filters."""
+    """In nats. Like the other two, of the softmax after bias and penalties and before temperature and filters."""
     logprob: float
-    """Of the unfiltered softmax; 0.0 unless wanted."""
+    """Of the softmax of the raw logits; 0.0 unless wanted."""
+    top: TopLogprobs = ()
+    """The most probable ids of that softmax, when wanted."""
 
 
 def unit_of(picks: Sequence[Pick], ends: bool) -> Unit:
@@ -48,27 +50,30 @@ def unit_of(picks: Sequence[Pick], ends: bool) -> Unit:
         entropies=tuple(pick.entropy for pick in picks),
         ends=ends,
         logprobs=tuple(pick.logprob for pick in picks),
+        top_logprobs=tuple(pick.top for pick in picks),
     )
 
 
 class Picker:
     """Picks ids for one request. `sampling.seed` is set unless greedy."""
 
-    def __init__(self, sampling: Sampling, answer_start: int, logprobs: bool) -> None:
+    def __init__(self, sampling: Sampling, answer_start: int, logprobs: bool, top_logprobs: int = 0) -> None:
         self._sampling = sampling
         self._answer_start = answer_start
         self._logprobs = logprobs
+        self._top_logprobs = top_logprobs
 
     def pick(self, state: SequenceState) -> Pick:
         """The id after all that `state` holds."""
         sampling = self._sampling
-        if sampling.greedy and not sampling.penalized:
+        raw = state.logits[0, 0]
+        top = most_probable(raw, self._top_logprobs) if self._top_logprobs else ()
+        if sampling.greedy and not sampling.adjusted:
             # The graph has found the argmax: the logits (4 bytes x vocabulary) stay where they are.
             probability, margin, entropy = state.features[0].tolist()
             logprob = float(np.log(probability)) if self._logprobs else 0.0
-            return Pick(int(state.token[0]), probability, margin, entropy, logprob)
-        raw = state.logits[0, 0]
-        logits = penalize(raw, sampling, state.ids, self._answer_start) if sampling.penalized else raw
+            return Pick(int(state.token[0]), probability, margin, entropy, logprob, top)
+        logits = adjust(raw, sampling, state.ids, self._answer_start) if sampling.adjusted else raw
         if sampling.greedy:
             chosen = int(logits.argmax())
         else:
@@ -77,13 +82,26 @@ class Picker:
             noise = gumbel(sampling.seed, len(state.ids) - self._answer_start, ids)
             chosen = int(ids[(logits[ids] / np.float32(sampling.temperature) + noise).argmax()])
         logprob, margin, entropy = _decided(logits, chosen)
-        wanted = (_decided(raw, chosen)[0] if sampling.penalized else logprob) if self._logprobs else 0.0
-        return Pick(chosen, float(np.exp(logprob)), margin, entropy, wanted)
+        wanted = (_decided(raw, chosen)[0] if sampling.adjusted else logprob) if self._logprobs else 0.0
+        return Pick(chosen, float(np.exp(logprob)), margin, entropy, wanted, top)
 
 
-def penalize(logits: Floats, sampling: Sampling, ids: Sequence[int], answer_start: int) -> Floats:
-    """A copy of the logits [V] with the penalties of the ids so far; the answer begins at `answer_start`."""
+def most_probable(logits: Floats, count: int) -> TopLogprobs:
+    """The `count` most probable ids of the softmax of `logits` [V], at most V, most probable first."""
+    count = min(count, len(logits))
+    ids = np.argpartition(-logits, count - 1)[:count]
+    ids = ids[np.lexsort((ids, -logits[ids]))]
+    largest = float(logits.max())
+    total = math.log(float(np.exp(logits - largest).sum()))
+    return tuple((int(i), float(logits[i]) - largest - total) for i in ids)
+
+
+def adjust(logits: Floats, sampling: Sampling, ids: Sequence[int], answer_start: int) -> Floats:
+    """A copy of the logits [V] with bias, then penalties of the ids so far; the answer begins at `answer_start`."""
     out = logits.copy()
+    if sampling.logit_bias:
+        biased, bias = zip(*sampling.logit_bias, strict=True)
+        out[list(biased)] += np.asarray(bias, np.float32)
     if sampling.repetition_penalty != 1.0:
         seen = np.unique(np.asarray(ids, np.int64))
         values, penalty = out[seen], np.float32(sampling.repetition_penalty)

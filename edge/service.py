@@ -194,6 +194,7 @@ class EdgeService:
             may_degrade=bounded and grant.tenant.degraded_allowed and node.config.degraded_allowed,
             deadline=deadline,
             logprobs=request.logprobs,
+            top_logprobs=request.top_logprobs > 0,
             foreign=speaks_foreign(situation, grant.quality),
         )
         errand = Errand(request, grant.tenant.name, lambda: max(0.001, deadline - loop.time()))

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from ..common.errors import DeadlineExceeded, InternalError, LeaseExpired, TiermeshError, Unavailable
 from ..common.frames import CloseReason, RelayFinished, RelayTokens, Verdict
-from ..common.types import Finished, FinishReason, Origin, Quality, Timing, Tokens, Usage
+from ..common.types import Finished, FinishReason, Origin, Quality, Timing, Tokens, TopLogprobs, Usage
 from .answer import Answer
 from .chooser import Course, prefers_streaming, worthwhile_drafts
 from .drafting import Doubt, Draft
@@ -56,6 +56,7 @@ class Terms:
     deadline: float
     """On the event loop's clock, in seconds."""
     logprobs: bool = False
+    top_logprobs: bool = False
     foreign: bool = False
     """The pool has another tokenizer: no ids go up, text comes down as it is."""
 
@@ -181,7 +182,7 @@ class Session:
         return decision
 
     def _show_alone(self, unit: Unit, degraded: bool) -> None:
-        self._show(self.answer.take(unit.ids, Origin.EDGE, self._wanted(unit.logprobs), degraded))
+        self._take(unit.ids, Origin.EDGE, unit.logprobs, unit.top_logprobs, degraded)
 
     async def _visit(self, unit: Unit, hand_over: bool) -> None:
         """Asks; shows what stands and the cloud's own next id."""
@@ -200,8 +201,9 @@ class Session:
         self._learn(unit, verdict, took_s)
         before = len(self.answer.ids)
         stands, follows = unit.ids[: verdict.stands], () if verdict.next_id is None else (verdict.next_id,)
-        self._show(self.answer.take(stands, Origin.EDGE, self._wanted(verdict.logprobs)))
-        self._show(self.answer.take(follows, Origin.CLOUD, self._wanted(verdict.logprobs[verdict.stands :])))
+        self._take(stands, Origin.EDGE, verdict.logprobs, verdict.top_logprobs)
+        after = slice(verdict.stands, None)
+        self._take(follows, Origin.CLOUD, verdict.logprobs[after], verdict.top_logprobs[after])
         if hand_over:
             self._handed_over = True
             self._release_draft()
@@ -240,10 +242,10 @@ class Session:
         if isinstance(frame, RelayFinished):
             self._end(frame)
         elif self._terms.foreign:
-            self._show(self.answer.pass_on(frame.ids, frame.text, frame.origin, frame.logprobs))
+            self._show(self.answer.pass_on(frame.ids, frame.text, frame.origin, frame.logprobs, frame.top_logprobs))
         else:
             self._clock_stream(frame)
-            self._show(self.answer.take(frame.ids, frame.origin, frame.logprobs))
+            self._take(frame.ids, frame.origin, frame.logprobs, frame.top_logprobs)
 
     async def _hear_out(self) -> None:
         """After the last streamed token the cloud says what it all took: most often in the very same message."""
@@ -278,8 +280,18 @@ class Session:
         self._told = told
         self._show(self.answer.end(told.reason, Origin.CLOUD))
 
-    def _wanted(self, logprobs: tuple[float, ...]) -> tuple[float, ...]:
-        return logprobs if self._terms.logprobs else ()
+    def _take(
+        self,
+        ids: tuple[int, ...],
+        origin: Origin,
+        logprobs: tuple[float, ...],
+        top: tuple[TopLogprobs, ...],
+        degraded: bool = False,
+    ) -> None:
+        """Makes ids part of the answer and shows them, with what the request wants beside them."""
+        terms = self._terms
+        wanted, wanted_top = logprobs if terms.logprobs else (), top if terms.top_logprobs else ()
+        self._show(self.answer.take(ids, origin, wanted, degraded, wanted_top))
 
     def _show(self, tokens: Tokens | None) -> None:
         if tokens is not None:

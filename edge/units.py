@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..common.types import TopLogprobs
+
 UNIT_TOKENS = 16
 
 
@@ -23,7 +25,9 @@ class Unit:
     ends: bool
     """Whether the last id ends the answer."""
     logprobs: tuple[float, ...] = ()
-    """Natural logarithms of the ids under the unfiltered softmax, when the request wants them."""
+    """Natural logarithms of the ids under the softmax of the raw logits, when the request wants them."""
+    top_logprobs: tuple[TopLogprobs, ...] = ()
+    """One per id: the most probable ids there; each empty unless the request wants them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,8 @@ class Computation:
             async for frame in frames:
                 if isinstance(frame, RelayTokens):
                     meter.tokens(len(frame.ids))
-                    tokens = Tokens(frame.ids, frame.text, frame.origin, frame.logprobs)
+                    top = frame.top_logprobs
+                    tokens = Tokens(frame.ids, frame.text, frame.origin, frame.logprobs, top_logprobs=top)
                     recorder.add(tokens)
                     if self._lead is not None:
                         self._lead.add(tokens)

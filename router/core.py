@@ -162,5 +162,7 @@ def _facts(worker: Worker, now: float) -> dict[str, float]:
             "waiting": load.waiting,
             "kv_free": load.kv_free,
             "step_seconds": load.step_s,
+            "prefix_hit": load.prefix_hit,
+            "preemptions": load.preemptions,
         }
     return facts

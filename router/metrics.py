@@ -20,6 +20,8 @@ _WORKER_FACTS = {
     "waiting": "Sequences that wait there.",
     "kv_free": "Share of its KV pool that is free.",
     "step_seconds": "Mean time of its recent steps.",
+    "prefix_hit": "Mean share of its recent prompts that it found computed.",
+    "preemptions": "Sequences there that gave way to others, since its start.",
     "in_flight": "Requests that this router gave it.",
     "limit": "Requests that this router gives it at most.",
 }

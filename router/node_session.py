@@ -224,7 +224,8 @@ class NodeSession:
                 if isinstance(event, Started):
                     self._send(Accepted(self._session, self.attempt, 0, event.tier, event.model))
                 elif isinstance(event, Tokens):
-                    self._pass_on(RelayTokens(0, 0, position, event.ids, event.text, event.logprobs, event.origin))
+                    shown = event.ids, event.text, event.logprobs, event.origin, event.top_logprobs
+                    self._pass_on(RelayTokens(0, 0, position, *shown))
                     position += len(event.ids)
                 else:
                     self._pass_on(RelayFinished(0, 0, event.reason, event.usage, event.timings))

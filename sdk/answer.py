@@ -5,7 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
-from tiermesh.common.types import Event, Finished, FinishReason, Quality, Span, Started, Timing, Tokens, Usage
+from tiermesh.common.types import (
+    Event,
+    Finished,
+    FinishReason,
+    Quality,
+    Span,
+    Started,
+    Timing,
+    Tokens,
+    TopLogprobs,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,8 @@ class Answer:
     """The quality really used."""
     logprobs: tuple[float, ...]
     """Natural logarithms, one per token, when asked for."""
+    top_logprobs: tuple[TopLogprobs, ...]
+    """The most probable ids at each token's place, when asked for."""
     ttft_s: float
     """Seconds from the call to its first token, as the client saw it; the whole time when there was none."""
     total_s: float
@@ -44,6 +57,7 @@ class Gatherer:
     _text: list[str] = field(default_factory=list)
     _ids: list[int] = field(default_factory=list)
     _logprobs: list[float] = field(default_factory=list)
+    _top_logprobs: list[TopLogprobs] = field(default_factory=list)
     _spans: list[Span] = field(default_factory=list)
 
     def add(self, event: Event) -> Answer | None:
@@ -63,6 +77,7 @@ class Gatherer:
         self._text.append(tokens.text)
         self._ids.extend(tokens.ids)
         self._logprobs.extend(tokens.logprobs)
+        self._top_logprobs.extend(tokens.top_logprobs)
         if not tokens.ids:
             return
         last = self._spans[-1] if self._spans else None
@@ -85,6 +100,7 @@ class Gatherer:
             tier=self._started.tier,
             quality=self._started.quality,
             logprobs=tuple(self._logprobs),
+            top_logprobs=tuple(self._top_logprobs),
             ttft_s=(self._first_s or now) - self._began_s,
             total_s=now - self._began_s,
         )

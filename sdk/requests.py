@@ -19,7 +19,7 @@ E = TypeVar("E", bound=Enum)
 
 
 class SamplingOptions(TypedDict, total=False):
-    """How tokens are drawn; the filters apply in this order after the penalties."""
+    """How tokens are drawn; the filters apply in this order after bias and penalties."""
 
     temperature: float
     """0, the default, takes the most probable token."""
@@ -31,6 +31,8 @@ class SamplingOptions(TypedDict, total=False):
     frequency_penalty: float
     seed: int
     """Same seed, same text; 64 bits. Drawn by the first hop when left out."""
+    logit_bias: Mapping[int, float]
+    """Added to the logits of token ids before all else; from -100 to 100, at most 1024 ids."""
 
 
 class RoutingOptions(TypedDict, total=False):
@@ -48,6 +50,8 @@ class ScoreOptions(SamplingOptions, RoutingOptions, total=False):
 
     answer_start: int
     """Index of the first answer token; the model's own choices are given from here on."""
+    top_logprobs: int
+    """How many of the most probable ids come with each place; at most 20."""
 
 
 class GenerateOptions(SamplingOptions, RoutingOptions, total=False):
@@ -59,6 +63,9 @@ class GenerateOptions(SamplingOptions, RoutingOptions, total=False):
     """Strings that end the answer and are not part of it."""
     stop_ids: Sequence[int]
     logprobs: bool
+    """Whether each token comes with its log-probability. `score` gives those of a prompt."""
+    top_logprobs: int
+    """How many of the most probable ids come with each token, at most 20; turns `logprobs` on when that is left out."""
     quality: Quality | str | None
     """"exact", "bounded" or "edge"; may tighten the tenant's own, never loosen it."""
     delta: float
@@ -75,10 +82,11 @@ _SAMPLING = frozenset(SamplingOptions.__annotations__)
 def make_request(prompt: PromptLike, options: GenerateOptions) -> Request:
     """Raises InvalidRequest for what no server could read; TypeError for an option that doesn't exist."""
     rest = {**options}
-    sampling = Sampling(**{name: rest.pop(name) for name in _SAMPLING & rest.keys()})  # type: ignore[arg-type]
+    sampling = _sampling(rest)
     quality, stop = rest.pop("quality", None), rest.pop("stop", ())
     fields = {
         "max_tokens": DEFAULT_MAX_TOKENS,
+        "logprobs": bool(rest.get("top_logprobs")),
         **rest,
         "quality": None if quality is None else _choice(Quality, quality, "quality"),
         "cache": _choice(CacheControl, rest.get("cache", CacheControl.USE), "cache"),
@@ -92,8 +100,17 @@ def make_request(prompt: PromptLike, options: GenerateOptions) -> Request:
 def make_score_request(prompt: PromptLike, options: ScoreOptions) -> ScoreRequest:
     """Raises InvalidRequest for what no server could read; TypeError for an option that doesn't exist."""
     rest = {**options}
-    sampling = Sampling(**{name: rest.pop(name) for name in _SAMPLING & rest.keys()})  # type: ignore[arg-type]
-    return ScoreRequest(prompt=make_prompt(prompt), sampling=sampling, **rest)  # type: ignore[arg-type]
+    return ScoreRequest(prompt=make_prompt(prompt), sampling=_sampling(rest), **rest)  # type: ignore[arg-type]
+
+
+def _sampling(options: dict[str, object]) -> Sampling:
+    """Takes what belongs to the sampling out of the options."""
+    fields = {name: options.pop(name) for name in _SAMPLING & options.keys()}
+    bias = fields.get("logit_bias", {})
+    if not isinstance(bias, Mapping) or not all(isinstance(i, int) for i in bias):
+        raise InvalidRequest.field("sampling.logit_bias", "must map token ids to numbers")
+    fields["logit_bias"] = tuple(sorted(bias.items()))
+    return Sampling(**fields)  # type: ignore[arg-type]
 
 
 def make_prompt(prompt: PromptLike) -> Prompt:

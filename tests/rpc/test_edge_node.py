@@ -107,13 +107,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_an_answer_without_anybody_above(client: AsyncClient) -> None:
-    answer = await client.generate("dim the lights", max_tokens=20, logprobs=True)
+    answer = await client.generate("dim the lights", max_tokens=20, top_logprobs=2)
     assert answer.finish_reason is FinishReason.LENGTH
     assert [(span.origin, span.tokens, span.degraded) for span in answer.spans] == [(Origin.EDGE, 20, False)]
     assert (answer.tier, answer.quality, answer.usage.asks) == ("standard", Quality.EDGE, 0)
     assert answer.usage.prompt_tokens == await client.count_tokens("dim the lights")
     assert len(answer.logprobs) == 20
     assert all(value <= 0 for value in answer.logprobs)
+    assert [top[0][0] for top in answer.top_logprobs] == list(answer.token_ids)
     assert {(t.hop, t.stage) for t in answer.timings} == {
         ("edge", stage) for stage in ("prefill", "decode", "decision", "relay")
     }

@@ -96,17 +96,18 @@ async def until(condition: Callable[[], bool]) -> None:
 
 GREEDY, WARM = {"temperature": 0.0}, {"temperature": 0.8, "seed": 7}
 FILTERED = {"temperature": 1.0, "seed": 9, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2}
+BIASED = WARM | {"logit_bias": {12: -4.0, 40: 3.0, 41: 2.5}, "presence_penalty": 0.5}
 EXACT = replace(TENANT, quality=Quality.EXACT)
 
 
 @pytest.mark.parametrize("model", ["twin", "stranger"])
-@pytest.mark.parametrize("sampling", [GREEDY, WARM, FILTERED], ids=["greedy", "warm", "filtered"])
+@pytest.mark.parametrize("sampling", [GREEDY, WARM, FILTERED, BIASED], ids=["greedy", "warm", "filtered", "biased"])
 async def test_exact_text_is_the_workers_own(models: Path, worker: str, model: str, sampling: dict) -> None:
     async with edge(models / model, worker, EXACT) as node, AsyncClient(worker) as direct:
         edge_tokens = 0
         patient(node)
         for prompt in PROMPTS:
-            options = {"max_tokens": 40, "stop": ["\n\n", " li"], "logprobs": True} | sampling
+            options = {"max_tokens": 40, "stop": ["\n\n", " li"], "top_logprobs": 2} | sampling
             mine = await node.client.generate(prompt, **options)
             theirs = await direct.generate(prompt, **options)
             assert (mine.token_ids, mine.text, mine.finish_reason) == (
@@ -115,6 +116,9 @@ async def test_exact_text_is_the_workers_own(models: Path, worker: str, model: s
                 theirs.finish_reason,
             )
             assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-3)
+            assert [[i for i, _ in top] for top in mine.top_logprobs] == [
+                [i for i, _ in top] for top in theirs.top_logprobs
+            ]
             assert mine.usage.alone == 0
             assert mine.usage.asks >= 1
             edge_tokens += sum(span.tokens for span in mine.spans if span.origin is Origin.EDGE)

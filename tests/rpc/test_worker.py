@@ -186,6 +186,32 @@ async def test_thirty_at_once_on_four_slots(client: AsyncClient, served: Served)
     await served.is_empty()
 
 
+async def test_what_was_computed_is_found_by_its_tenant_alone_and_told(client: AsyncClient, served: Served) -> None:
+    prompt = PROMPT * 8
+    first, again = [await client.generate(prompt, max_tokens=6) for _ in range(2)]
+    whole = first.usage.prompt_tokens
+    assert (first.usage.cached_prompt_tokens, again.usage.cached_prompt_tokens) == (0, (whole - 1) // 16 * 16)
+    assert (again.token_ids, again.usage.billed_tokens) == (first.token_ids, first.usage.billed_tokens)
+    async with relay(served) as raw:
+        for session, (tenant, cached) in enumerate((("a", False), ("a", True), ("b", False)), 1):
+            plain = {"prompt": prompt, "max_tokens": 6, "sampling": Sampling()}
+            await raw.send(opening(session, mode=SessionMode.GENERATE, tenant=tenant, **plain))
+            ids, _, end = await raw.until_end()
+            assert tuple(ids) == first.token_ids
+            assert isinstance(end, RelayFinished)
+            assert bool(end.usage.cached_prompt_tokens) == cached
+    told = served.worker.metrics.registry.get_sample_value
+    assert told("tiermesh_cloud_prompt_tokens_total", {"source": "cached"}) == 2 * again.usage.cached_prompt_tokens
+    assert told("tiermesh_cloud_prompt_tokens_total", {"source": "computed"}) == (
+        5 * whole - 2 * again.usage.cached_prompt_tokens
+    )
+    assert told("tiermesh_cloud_rows_total", {"kind": "decode"}) >= 5 * 6
+    assert told("tiermesh_cloud_preemptions_total", {"short": "slots"}) == 0
+    for part in ("schedule", "prepare", "forward", "sample", "publish"):
+        assert told("tiermesh_cloud_step_part_seconds_total", {"part": part}) > 0
+    await served.is_empty()
+
+
 async def test_a_client_that_leaves_frees_its_sequence(client: AsyncClient, served: Served) -> None:
     stream = client.stream(PROMPT, max_tokens=450, temperature=1.5, seed=3)
     async for event in stream:
@@ -213,11 +239,34 @@ async def test_a_deadline_ends_the_work(client: AsyncClient, served: Served) -> 
     await served.is_empty()
 
 
+async def test_bias_and_the_most_probable(client: AsyncClient, served: Served) -> None:
+    plain = await generated(client, temperature=0.0, top_logprobs=3)
+    assert [len(top) for top in plain.top_logprobs] == [3] * len(plain.token_ids)
+    for token, logprob, top in zip(plain.token_ids, plain.logprobs, plain.top_logprobs, strict=True):
+        assert top[0] == (token, pytest.approx(logprob, abs=1e-5))
+        assert list(top) == sorted(top, key=lambda pair: -pair[1])
+    banned = plain.token_ids[0]
+    second = plain.top_logprobs[0][1][0]
+    other = await generated(client, temperature=0.0, top_logprobs=1, logit_bias={banned: -100.0})
+    assert other.token_ids[0] == second
+    assert banned not in other.token_ids
+    assert other.top_logprobs[0][0][0] == banned, "log-probabilities are those of the raw logits"
+    with pytest.raises(InvalidRequest, match=r"logit_bias.*vocabulary"):
+        await generated(client, logit_bias={100_000: 1.0})
+    with pytest.raises(InvalidRequest, match="top_logprobs"):
+        await generated(client, top_logprobs=21)
+    await served.is_empty()
+
+
 async def test_score_and_count(client: AsyncClient, served: Served) -> None:
     text = PROMPT + "open the blinds"
     scores = await client.score(text)
     assert len(scores.logprobs) == len(scores.token_ids) - 1 == await client.count_tokens(text) - 1
     assert all(logprob <= 0 for logprob in scores.logprobs)
+    assert scores.top_logprobs == ()
+    top = (await client.score(text, top_logprobs=4)).top_logprobs
+    assert [len(place) for place in top] == [4] * len(scores.logprobs)
+    assert [place[0][0] for place in top] == list(scores.choices)
     (model,) = await client.models()
     assert model == served.worker.served.info
     await served.is_empty()

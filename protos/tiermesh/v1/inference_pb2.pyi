@@ -36,6 +36,7 @@ class GenerateRequest(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Empty means the default model."""
     max_tokens: _builtins.int
@@ -55,6 +56,8 @@ class GenerateRequest(_message.Message):
     """Names the request for Cancel and in the logs; one running request of a tenant has it. Drawn by the first hop when
     empty.
     """
+    top_logprobs: _builtins.int
+    """How many of the most probable ids come with each token; needs logprobs. At most 20."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
         """Required."""
@@ -85,10 +88,11 @@ class GenerateRequest(_message.Message):
         delta: _builtins.float | None = ...,
         cache: _types_pb2.CacheControl.ValueType = ...,
         request_id: _builtins.str = ...,
+        top_logprobs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "delta", b"delta", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "cache", b"cache", "deadline_ms", b"deadline_ms", "delta", b"delta", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "quality", b"quality", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_ids", b"stop_ids", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "cache", b"cache", "deadline_ms", b"deadline_ms", "delta", b"delta", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "quality", b"quality", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_ids", b"stop_ids", "tier", b"tier", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__delta: _TypeAlias = _typing.Literal["delta"]  # noqa: Y015
     _WhichOneofArgType__delta: _TypeAlias = _typing.Literal["_delta", b"_delta"]  # noqa: Y015
@@ -169,6 +173,7 @@ class Tokens(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The text that these ids add; may lag behind the ids by what could still become a stop string."""
     origin: _types_pb2.Origin.ValueType
@@ -180,6 +185,10 @@ class Tokens(_message.Message):
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Natural logarithms, one per id, when asked for."""
 
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprobs]:
+        """One per id, when asked for."""
+
     def __init__(
         self,
         *,
@@ -188,10 +197,11 @@ class Tokens(_message.Message):
         origin: _types_pb2.Origin.ValueType = ...,
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         degraded: _builtins.bool = ...,
+        top_logprobs: _abc.Iterable[_types_pb2.TopLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "ids", b"ids", "logprobs", b"logprobs", "origin", b"origin", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "ids", b"ids", "logprobs", b"logprobs", "origin", b"origin", "text", b"text", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,11 +246,14 @@ class ScoreRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     answer_start: _builtins.int
     """Index of the first answer token; choices are given from here on. 0 means 1."""
     tier: _builtins.str
     deadline_ms: _builtins.int
+    top_logprobs: _builtins.int
+    """How many of the most probable ids come with each place. At most 20."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
         """Required. Prompt and answer as one."""
@@ -258,10 +271,11 @@ class ScoreRequest(_message.Message):
         sampling: _types_pb2.Sampling | None = ...,
         tier: _builtins.str = ...,
         deadline_ms: _builtins.int = ...,
+        top_logprobs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_start", b"answer_start", "deadline_ms", b"deadline_ms", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_start", b"answer_start", "deadline_ms", b"deadline_ms", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "tier", b"tier", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,6 +289,7 @@ class ScoreResponse(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     CHOICE_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -287,6 +302,10 @@ class ScoreResponse(_message.Message):
 
     @_builtins.property
     def choice_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprobs]:
+        """Of the same places as logprobs, when asked for."""
+
     def __init__(
         self,
         *,
@@ -294,10 +313,11 @@ class ScoreResponse(_message.Message):
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         choices: _abc.Iterable[_builtins.int] | None = ...,
         choice_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+        top_logprobs: _abc.Iterable[_types_pb2.TopLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_logprobs", b"choice_logprobs", "choices", b"choices", "logprobs", b"logprobs", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_logprobs", b"choice_logprobs", "choices", b"choices", "logprobs", b"logprobs", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

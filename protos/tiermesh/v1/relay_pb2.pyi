@@ -611,6 +611,7 @@ class RelayTokens(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     attempt: _builtins.int
     position: _builtins.int
@@ -622,6 +623,10 @@ class RelayTokens(_message.Message):
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprobs]:
+        """One per id, when asked for."""
+
     def __init__(
         self,
         *,
@@ -632,10 +637,11 @@ class RelayTokens(_message.Message):
         text: _builtins.str = ...,
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         origin: _types_pb2.Origin.ValueType = ...,
+        top_logprobs: _abc.Iterable[_types_pb2.TopLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "ids", b"ids", "logprobs", b"logprobs", "origin", b"origin", "position", b"position", "session", b"session", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "ids", b"ids", "logprobs", b"logprobs", "origin", b"origin", "position", b"position", "session", b"session", "text", b"text", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -655,6 +661,7 @@ class Verdict(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     COMPUTE_MS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     attempt: _builtins.int
     position: _builtins.int
@@ -673,6 +680,10 @@ class Verdict(_message.Message):
     def logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Log-probabilities of what stands and of next_id, when asked for."""
 
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.TopLogprobs]:
+        """Of the same places as logprobs, when asked for."""
+
     def __init__(
         self,
         *,
@@ -684,10 +695,11 @@ class Verdict(_message.Message):
         choices: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[_builtins.float] | None = ...,
         compute_ms: _builtins.float = ...,
+        top_logprobs: _abc.Iterable[_types_pb2.TopLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_next_id", b"_next_id", "next_id", b"next_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_id", b"_next_id", "attempt", b"attempt", "choices", b"choices", "compute_ms", b"compute_ms", "logprobs", b"logprobs", "next_id", b"next_id", "position", b"position", "session", b"session", "stands", b"stands"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_id", b"_next_id", "attempt", b"attempt", "choices", b"choices", "compute_ms", b"compute_ms", "logprobs", b"logprobs", "next_id", b"next_id", "position", b"position", "session", b"session", "stands", b"stands", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__next_id: _TypeAlias = _typing.Literal["next_id"]  # noqa: Y015
     _WhichOneofArgType__next_id: _TypeAlias = _typing.Literal["_next_id", b"_next_id"]  # noqa: Y015
@@ -770,6 +782,8 @@ class Load(_message.Message):
     KV_FREE_FIELD_NUMBER: _builtins.int
     STEP_MS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    PREFIX_HIT_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
     running: _builtins.int
     waiting: _builtins.int
@@ -778,6 +792,10 @@ class Load(_message.Message):
     step_ms: _builtins.float
     """Mean duration of the recent steps."""
     draining: _builtins.bool
+    prefix_hit: _builtins.float
+    """Mean share of the recent prompts that was found computed, 0 to 1."""
+    preemptions: _builtins.int
+    """Sequences that gave way to others, since the start."""
     def __init__(
         self,
         *,
@@ -787,10 +805,12 @@ class Load(_message.Message):
         kv_free: _builtins.float = ...,
         step_ms: _builtins.float = ...,
         draining: _builtins.bool = ...,
+        prefix_hit: _builtins.float = ...,
+        preemptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "kv_free", b"kv_free", "running", b"running", "slots", b"slots", "step_ms", b"step_ms", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "kv_free", b"kv_free", "preemptions", b"preemptions", "prefix_hit", b"prefix_hit", "running", b"running", "slots", b"slots", "step_ms", b"step_ms", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

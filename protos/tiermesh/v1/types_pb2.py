@@ -24,21 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tiermesh/v1/types.proto\x12\x0btiermesh.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\":\n\x0c\x43hatMessages\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.tiermesh.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"|\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12-\n\x08messages\x18\x02 \x01(\x0b\x32\x19.tiermesh.v1.ChatMessagesH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.tiermesh.v1.TokenIdsH\x00\x42\x07\n\x05input\"\xb9\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"M\n\x04Span\x12#\n\x06origin\x18\x01 \x01(\x0e\x32\x13.tiermesh.v1.Origin\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\"\xb0\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x15\n\rbilled_tokens\x18\x04 \x01(\r\x12\x0c\n\x04\x61sks\x18\x05 \x01(\r\x12\r\n\x05\x61lone\x18\x06 \x01(\r\x12\x13\n\x0bhanded_over\x18\x07 \x01(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\x08 \x01(\x08\"9\n\x06Timing\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x7f\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x04\x12/\n\nviolations\x18\x05 \x03(\x0b\x32\x1b.tiermesh.v1.FieldViolation\"=\n\x07\x44igests\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttokenizer\x18\x02 \x01(\t\x12\x10\n\x08template\x18\x03 \x01(\t\"g\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x07\x64igests\x18\x02 \x01(\x0b\x32\x14.tiermesh.v1.Digests\x12\x13\n\x0bmax_context\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r*\\\n\x07Quality\x12\x17\n\x13QUALITY_UNSPECIFIED\x10\x00\x12\x11\n\rQUALITY_EXACT\x10\x01\x12\x13\n\x0fQUALITY_BOUNDED\x10\x02\x12\x10\n\x0cQUALITY_EDGE\x10\x03*y\n\x0c\x43\x61\x63heControl\x12\x1d\n\x19\x43\x41\x43HE_CONTROL_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43\x41\x43HE_CONTROL_USE\x10\x01\x12\x18\n\x14\x43\x41\x43HE_CONTROL_BYPASS\x10\x02\x12\x19\n\x15\x43\x41\x43HE_CONTROL_REFRESH\x10\x03*U\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x0f\n\x0bORIGIN_EDGE\x10\x01\x12\x10\n\x0cORIGIN_CLOUD\x10\x02\x12\x10\n\x0cORIGIN_CACHE\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tiermesh/v1/types.proto\x12\x0btiermesh.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\":\n\x0c\x43hatMessages\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.tiermesh.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"|\n\x06Prompt\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12-\n\x08messages\x18\x02 \x01(\x0b\x32\x19.tiermesh.v1.ChatMessagesH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.tiermesh.v1.TokenIdsH\x00\x42\x07\n\x05input\"\xa5\x02\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x07 \x01(\x02\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12\x38\n\nlogit_bias\x18\t \x03(\x0b\x32$.tiermesh.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x07\n\x05_seed\",\n\x0bTopLogprobs\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"M\n\x04Span\x12#\n\x06origin\x18\x01 \x01(\x0e\x32\x13.tiermesh.v1.Origin\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x10\n\x08\x64\x65graded\x18\x03 \x01(\x08\"\xb0\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x15\n\rbilled_tokens\x18\x04 \x01(\r\x12\x0c\n\x04\x61sks\x18\x05 \x01(\r\x12\r\n\x05\x61lone\x18\x06 \x01(\r\x12\x13\n\x0bhanded_over\x18\x07 \x01(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\x08 \x01(\x08\"9\n\x06Timing\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\x7f\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\x04\x12/\n\nviolations\x18\x05 \x03(\x0b\x32\x1b.tiermesh.v1.FieldViolation\"=\n\x07\x44igests\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttokenizer\x18\x02 \x01(\t\x12\x10\n\x08template\x18\x03 \x01(\t\"g\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12%\n\x07\x64igests\x18\x02 \x01(\x0b\x32\x14.tiermesh.v1.Digests\x12\x13\n\x0bmax_context\x18\x03 \x01(\r\x12\x12\n\nvocab_size\x18\x04 \x01(\r*\\\n\x07Quality\x12\x17\n\x13QUALITY_UNSPECIFIED\x10\x00\x12\x11\n\rQUALITY_EXACT\x10\x01\x12\x13\n\x0fQUALITY_BOUNDED\x10\x02\x12\x10\n\x0cQUALITY_EDGE\x10\x03*y\n\x0c\x43\x61\x63heControl\x12\x1d\n\x19\x43\x41\x43HE_CONTROL_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43\x41\x43HE_CONTROL_USE\x10\x01\x12\x18\n\x14\x43\x41\x43HE_CONTROL_BYPASS\x10\x02\x12\x19\n\x15\x43\x41\x43HE_CONTROL_REFRESH\x10\x03*U\n\x06Origin\x12\x16\n\x12ORIGIN_UNSPECIFIED\x10\x00\x12\x0f\n\x0bORIGIN_EDGE\x10\x01\x12\x10\n\x0cORIGIN_CLOUD\x10\x02\x12\x10\n\x0cORIGIN_CACHE\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tiermesh.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_QUALITY']._serialized_start=1153
-  _globals['_QUALITY']._serialized_end=1245
-  _globals['_CACHECONTROL']._serialized_start=1247
-  _globals['_CACHECONTROL']._serialized_end=1368
-  _globals['_ORIGIN']._serialized_start=1370
-  _globals['_ORIGIN']._serialized_end=1455
-  _globals['_FINISHREASON']._serialized_start=1457
-  _globals['_FINISHREASON']._serialized_end=1581
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_QUALITY']._serialized_start=1307
+  _globals['_QUALITY']._serialized_end=1399
+  _globals['_CACHECONTROL']._serialized_start=1401
+  _globals['_CACHECONTROL']._serialized_end=1522
+  _globals['_ORIGIN']._serialized_start=1524
+  _globals['_ORIGIN']._serialized_end=1609
+  _globals['_FINISHREASON']._serialized_start=1611
+  _globals['_FINISHREASON']._serialized_end=1735
   _globals['_CHATMESSAGE']._serialized_start=40
   _globals['_CHATMESSAGE']._serialized_end=84
   _globals['_CHATMESSAGES']._serialized_start=86
@@ -48,19 +50,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPT']._serialized_start=171
   _globals['_PROMPT']._serialized_end=295
   _globals['_SAMPLING']._serialized_start=298
-  _globals['_SAMPLING']._serialized_end=483
-  _globals['_SPAN']._serialized_start=485
-  _globals['_SPAN']._serialized_end=562
-  _globals['_USAGE']._serialized_start=565
-  _globals['_USAGE']._serialized_end=741
-  _globals['_TIMING']._serialized_start=743
-  _globals['_TIMING']._serialized_end=800
-  _globals['_FIELDVIOLATION']._serialized_start=802
-  _globals['_FIELDVIOLATION']._serialized_end=854
-  _globals['_ERROR']._serialized_start=856
-  _globals['_ERROR']._serialized_end=983
-  _globals['_DIGESTS']._serialized_start=985
-  _globals['_DIGESTS']._serialized_end=1046
-  _globals['_MODELINFO']._serialized_start=1048
-  _globals['_MODELINFO']._serialized_end=1151
+  _globals['_SAMPLING']._serialized_end=591
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=534
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=582
+  _globals['_TOPLOGPROBS']._serialized_start=593
+  _globals['_TOPLOGPROBS']._serialized_end=637
+  _globals['_SPAN']._serialized_start=639
+  _globals['_SPAN']._serialized_end=716
+  _globals['_USAGE']._serialized_start=719
+  _globals['_USAGE']._serialized_end=895
+  _globals['_TIMING']._serialized_start=897
+  _globals['_TIMING']._serialized_end=954
+  _globals['_FIELDVIOLATION']._serialized_start=956
+  _globals['_FIELDVIOLATION']._serialized_end=1008
+  _globals['_ERROR']._serialized_start=1010
+  _globals['_ERROR']._serialized_end=1137
+  _globals['_DIGESTS']._serialized_start=1139
+  _globals['_DIGESTS']._serialized_end=1200
+  _globals['_MODELINFO']._serialized_start=1202
+  _globals['_MODELINFO']._serialized_end=1305
 # @@protoc_insertion_point(module_scope)

@@ -210,6 +210,22 @@ async def test_logprobs_are_served_only_where_they_were_kept(toy: Any, start_wor
     assert len(worker.opens) == 2
 
 
+async def test_who_wants_the_most_probable_ids_gets_them_computed(
+    toy: Any, start_worker: Any, share: Share, server: Any
+) -> None:
+    """They are not kept, so no entry could bring them."""
+    worker = await start_worker()
+    router = await share(worker)
+    await router.client.events(Request("hello", 6, logprobs=True))
+    kept = server.client.keys("tm:*:e:*")
+    for runs in (2, 3):
+        asked = await router.client.events(Request("hello", 6, logprobs=True, top_logprobs=2))
+        assert not asked[-1].usage.cached
+        assert len(worker.opens) == runs
+    assert server.client.keys("tm:*:e:*") == kept
+    assert len(kept) == 1
+
+
 async def test_a_tenant_without_a_cache_leaves_nothing_in_redis(
     toy: Any, start_worker: Any, share: Share, server: Any
 ) -> None:

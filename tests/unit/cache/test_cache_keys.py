@@ -21,6 +21,7 @@ CHANGES: dict[str, Any] = {
     "stop": ("x",),
     "stop_ids": (4,),
     "logprobs": True,
+    "top_logprobs": 2,
 }
 SAMPLING_CHANGES: dict[str, Any] = {
     "temperature": 0.6,
@@ -31,6 +32,7 @@ SAMPLING_CHANGES: dict[str, Any] = {
     "presence_penalty": 0.1,
     "frequency_penalty": 0.1,
     "seed": 4,
+    "logit_bias": ((7, 1.0),),
 }
 OF_THE_CALL = {"model", "tier", "deadline_s", "quality", "delta", "cache", "request_id", "sampling"}
 
@@ -77,10 +79,12 @@ def test_how_the_call_is_made_does_not_change_the_key() -> None:
     assert key(replace(BASE, stop=("a", "b"))) == key(replace(BASE, stop=("b", "a")))
 
 
-def test_a_greedy_answer_ignores_filters_and_seed_but_not_penalties() -> None:
+def test_a_greedy_answer_ignores_filters_and_seed_but_not_bias_and_penalties() -> None:
     greedy = replace(BASE, sampling=Sampling())
     assert key(replace(greedy, sampling=Sampling(seed=9, top_p=0.1, top_k=3, min_p=0.5))) == key(greedy)
     assert key(replace(greedy, sampling=Sampling(repetition_penalty=1.2))) != key(greedy)
+    biased = [replace(greedy, sampling=Sampling(logit_bias=((i, x),))) for i, x in ((1, 2.0), (2, 1.0), (1, 2.5))]
+    assert len({key(greedy), *map(key, biased)}) == 4
 
 
 PROMPTS = st.one_of(
@@ -102,6 +106,7 @@ def test_only_a_function_of_the_request_may_be_kept() -> None:
     assert cacheable(Request("x", 1), seed_given=False)
     assert cacheable(BASE, seed_given=True)
     assert not cacheable(BASE, seed_given=False)
+    assert not cacheable(Request("x", 1, logprobs=True, top_logprobs=1), seed_given=False)
     assert not cacheable(replace(BASE, sampling=Sampling(temperature=1.0)), seed_given=True)
 
 
@@ -120,12 +125,16 @@ REQUESTS = st.builds(
         presence_penalty=FLOATS,
         frequency_penalty=FLOATS,
         seed=st.integers(0, 2**64 - 1),
+        logit_bias=st.dictionaries(st.integers(0, 3), st.sampled_from([-1.0, 0.0, 2.5]), max_size=2).map(
+            lambda bias: tuple(sorted(bias.items()))
+        ),
     ),
     stop=st.lists(st.text(min_size=1, max_size=3), max_size=3).map(tuple),
     stop_ids=st.lists(st.integers(0, 9), max_size=3).map(tuple),
     logprobs=st.booleans(),
+    top_logprobs=st.integers(0, 2),
 )
-ANSWERING = ["prompt", "max_tokens", "stop", "stop_ids", "logprobs"]
+ANSWERING = ["prompt", "max_tokens", "stop", "stop_ids", "logprobs", "top_logprobs"]
 DRAWING = [f.name for f in fields(Sampling)]
 ONLY_SAMPLED = {"temperature", "top_p", "top_k", "min_p", "seed"}
 

@@ -61,6 +61,13 @@ def test_any_subset_in_any_order_has_the_noise_of_the_whole() -> None:
     assert gumbel(42, 5, 3) == whole[3]
 
 
+def test_given_ids_have_the_noise_of_the_whole() -> None:
+    seeds, indices = torch.tensor([as_int64(2**64 - 5), 3]), torch.tensor([9, 0])
+    whole = torch_noise.gumbel(seeds, indices, 1001)
+    ids = torch.stack([torch.randperm(1001, generator=torch.Generator().manual_seed(i))[:77] for i in range(2)])
+    assert torch.equal(torch_noise.gumbel_at(seeds, indices, ids), whole.gather(1, ids))
+
+
 def test_extremes_are_finite_and_bounded() -> None:
     for word, bound in ((0, 22.874), (ONES, -3.130)):
         uniform = (word + 0.5) * 2.0**-32

@@ -32,6 +32,14 @@ LIMITS = Limits(max_context=64, vocab_size=100, max_prompt_chars=1000)
         (Request("x", 1, sampling=Sampling(top_p=0)), "sampling.top_p"),
         (Request("x", 1, sampling=Sampling(min_p=1.5)), "sampling.min_p"),
         (Request("x", 1, sampling=Sampling(seed=-1)), "sampling.seed"),
+        (Request("x", 1, sampling=Sampling(logit_bias=((100, 1.0),))), "sampling.logit_bias"),
+        (Request("x", 1, sampling=Sampling(logit_bias=((1, 101.0),))), "sampling.logit_bias"),
+        (Request("x", 1, sampling=Sampling(logit_bias=((1, math.nan),))), "sampling.logit_bias"),
+        (Request("x", 1, sampling=Sampling(logit_bias=((1, 1.0), (1, 2.0)))), "sampling.logit_bias"),
+        (Request("x", 1, sampling=Sampling(logit_bias=tuple((i, 1.0) for i in range(1025)))), "sampling.logit_bias"),
+        (Request("x", 1, logprobs=True, top_logprobs=21), "top_logprobs"),
+        (Request("x", 1, logprobs=True, top_logprobs=-1), "top_logprobs"),
+        (Request("x", 1, top_logprobs=1), "top_logprobs"),
         (Request("x", 1, stop=("",)), "stop[0]"),
         (Request("x", 1, stop=("a",) * 17), "stop"),
         (Request("x", 1, stop_ids=(100,)), "stop_ids"),
@@ -56,7 +64,10 @@ def test_all_faults_come_at_once() -> None:
 def test_good_requests_pass() -> None:
     check_request(Request("x", 64, sampling=Sampling(1.0, 0.9, 5, 0.1, 1.1, 1.0, 1.0, 2**64 - 1), stop=("a",)), LIMITS)
     check_request(Request((ChatMessage("user", "hi"),), 1), LIMITS)
-    check_score_request(ScoreRequest((1, 2, 3)), LIMITS)
+    check_request(
+        Request("x", 1, sampling=Sampling(logit_bias=((0, -100.0), (99, 0.5))), logprobs=True, top_logprobs=20), LIMITS
+    )
+    check_score_request(ScoreRequest((1, 2, 3), top_logprobs=20), LIMITS)
 
 
 def test_prompt_and_answer_share_the_context() -> None:

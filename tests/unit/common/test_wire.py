@@ -24,7 +24,8 @@ PROMPTS = (
     | st.lists(st.builds(t.ChatMessage, st.sampled_from(["system", "user", "assistant"]), TEXT), min_size=1).map(tuple)
 )
 POSITIVE = st.floats(0.125, 8, width=32)
-SAMPLINGS = st.builds(t.Sampling, F32, POSITIVE, U32, F32, POSITIVE, F32, F32, st.none() | U64)
+BIASES = st.dictionaries(U32, F32, max_size=3).map(lambda bias: tuple(sorted(bias.items())))
+SAMPLINGS = st.builds(t.Sampling, F32, POSITIVE, U32, F32, POSITIVE, F32, F32, st.none() | U64, BIASES)
 REQUESTS = st.builds(
     t.Request,
     prompt=PROMPTS,
@@ -34,6 +35,7 @@ REQUESTS = st.builds(
     stop=st.lists(TEXT, max_size=3).map(tuple),
     stop_ids=IDS,
     logprobs=st.booleans(),
+    top_logprobs=U32,
     tier=TEXT,
     deadline_s=st.none() | SECONDS,
     quality=st.none() | st.sampled_from(t.Quality),
@@ -48,6 +50,7 @@ USAGES = st.builds(t.Usage, U32, U32, U32, U32, U32, U32, st.booleans(), st.bool
 DURATIONS = st.integers(0, 2**20).map(lambda n: n / 64)
 TIMINGS = st.lists(st.builds(t.Timing, TEXT, TEXT, DURATIONS), max_size=3).map(tuple)
 LOGPROBS = st.lists(F32, max_size=3).map(tuple)
+TOP = st.lists(st.lists(st.tuples(U32, F32), max_size=3).map(tuple), max_size=3).map(tuple)
 UP_FRAMES = st.one_of(
     st.builds(f.Hello, TEXT, DIGESTS, U32),
     st.builds(f.Open, U64, U32, REQUESTS, st.sampled_from(f.SessionMode), TEXT, IDS, U64, st.none() | SECONDS),
@@ -76,14 +79,14 @@ DOWN_FRAMES = st.one_of(
         st.binary(max_size=16),
     ),
     st.builds(f.Accepted, U64, U32, U32, TEXT, TEXT),
-    st.builds(f.RelayTokens, U64, U32, U32, IDS, TEXT, LOGPROBS, st.sampled_from(t.Origin)),
-    st.builds(f.Verdict, U64, U32, U32, U32, st.none() | U32, IDS, LOGPROBS, DURATIONS),
+    st.builds(f.RelayTokens, U64, U32, U32, IDS, TEXT, LOGPROBS, st.sampled_from(t.Origin), TOP),
+    st.builds(f.Verdict, U64, U32, U32, U32, st.none() | U32, IDS, LOGPROBS, DURATIONS, TOP),
     st.builds(f.RelayFinished, U64, U32, st.sampled_from(t.FinishReason), USAGES, TIMINGS),
     st.builds(f.Load, U32, U32, U32, F32, DURATIONS, st.booleans()),
 )
 EVENTS = st.one_of(
     st.builds(t.Started, TEXT, TEXT, TEXT, st.sampled_from(t.Quality)),
-    st.builds(t.Tokens, IDS, TEXT, st.sampled_from(t.Origin), LOGPROBS, st.booleans()),
+    st.builds(t.Tokens, IDS, TEXT, st.sampled_from(t.Origin), LOGPROBS, st.booleans(), TOP),
     st.builds(t.Finished, st.sampled_from(t.FinishReason), USAGES, TIMINGS),
 )
 
@@ -92,6 +95,18 @@ EVENTS = st.one_of(
 def test_requests_survive(request: t.Request) -> None:
     pb = inference_pb2.GenerateRequest.FromString(wire.request_to(request).SerializeToString())
     assert wire.request_from(pb) == request
+
+
+@given(st.builds(t.ScoreRequest, PROMPTS, st.integers(1, 2**32 - 1), TEXT, SAMPLINGS, TEXT, st.none() | SECONDS, U32))
+def test_score_requests_survive(request: t.ScoreRequest) -> None:
+    pb = inference_pb2.ScoreRequest.FromString(wire.score_request_to(request).SerializeToString())
+    assert wire.score_request_from(pb) == request
+
+
+@given(st.builds(t.Scores, IDS, LOGPROBS, IDS, LOGPROBS, TOP))
+def test_scores_survive(scores: t.Scores) -> None:
+    pb = inference_pb2.ScoreResponse.FromString(wire.scores_to(scores).SerializeToString())
+    assert wire.scores_from(pb) == scores
 
 
 @given(EVENTS)
@@ -147,6 +162,7 @@ def test_proto_defaults_mean_off() -> None:
         t.Request("x", -1),
         t.Request("x", 1, sampling=t.Sampling(seed=2**64)),
         t.Request("x", 1, sampling=t.Sampling(top_k=-1)),
+        t.Request("x", 1, sampling=t.Sampling(logit_bias=((-1, 1.0),))),
         t.Request("x", 1, stop_ids=(-1,)),
     ],
 )

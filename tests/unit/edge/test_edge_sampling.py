@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tiermesh.common.noise import gumbel
 from tiermesh.common.types import Sampling
-from tiermesh.edge.sampling import Picker, allowed, penalize
+from tiermesh.edge.sampling import Picker, adjust, allowed, most_probable
 
 
 def state_of(logits: list[float], ids: list[int]) -> SimpleNamespace:
@@ -53,7 +53,7 @@ def test_filters(sampling: Sampling, expected: list[int]) -> None:
 
 def test_penalties_of_prompt_and_answer() -> None:
     sampling = Sampling(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
-    got = penalize(np.asarray(LOGITS, np.float32), sampling, ids=[0, 3, 1, 1], answer_start=2)
+    got = adjust(np.asarray(LOGITS, np.float32), sampling, ids=[0, 3, 1, 1], answer_start=2)
     np.testing.assert_allclose(got, [1.0, 0.5 - 0.5 - 2 * 0.25, 0.0, -2.0, -2.0])
 
 
@@ -101,3 +101,21 @@ def test_sampling_draws_from_the_softmax() -> None:
         counts[Picker(Sampling(1.0, seed=seed), 0, False).pick(state_of(LOGITS, [])).id] += 1  # type: ignore[arg-type]
     expected = 4000 * np.exp(LOGITS) / np.exp(LOGITS).sum()
     assert ((counts - expected) ** 2 / expected).sum() < 23.5
+
+
+def test_bias_comes_before_the_penalties() -> None:
+    """A bias that turns a logit positive makes a repetition penalty divide it."""
+    sampling = Sampling(repetition_penalty=2.0, logit_bias=((3, 5.0), (4, -1.0)))
+    got = adjust(np.asarray(LOGITS, np.float32), sampling, ids=[3], answer_start=1)
+    np.testing.assert_allclose(got, [2.0, 1.0, 0.0, 2.0, -3.0])
+    assert Picker(Sampling(logit_bias=((4, 9.0),)), 0, False).pick(state_of(LOGITS, [])).id == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, seed=1, logit_bias=((4, 50.0),))])
+def test_the_most_probable_are_those_of_the_raw_logits(sampling: Sampling) -> None:
+    pick = Picker(sampling, 0, True, 3).pick(state_of(LOGITS, []))  # type: ignore[arg-type]
+    expected = np.asarray(LOGITS) - np.log(np.exp(LOGITS).sum())
+    assert [i for i, _ in pick.top] == [0, 1, 2]
+    np.testing.assert_allclose([x for _, x in pick.top], expected[:3], rtol=1e-5)
+    assert pick.logprob == pytest.approx(expected[pick.id], rel=1e-5)
+    assert len(most_probable(np.asarray(LOGITS, np.float32), 20)) == 5

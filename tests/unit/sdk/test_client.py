@@ -25,6 +25,7 @@ from tiermesh import (
     Unavailable,
     Violation,
 )
+from tiermesh.requests import make_request
 
 FAST = Retry(attempts=3, base_s=0.001, cap_s=0.002)
 
@@ -40,6 +41,15 @@ async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
 async def client(address: str) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(address, api_key="the-key", retry=FAST) as client:
         yield client
+
+
+def test_a_bias_is_a_mapping() -> None:
+    request = make_request("x", {"logit_bias": {9: 1.0, 2: -1}, "top_logprobs": 2})
+    assert (request.sampling.logit_bias, request.logprobs) == (((2, -1), (9, 1.0)), True)
+    assert not make_request("x", {"logprobs": False, "top_logprobs": 2}).logprobs, "for the server to refuse"
+    for wrong in ([(1, 2.0)], {"a": 1.0}):
+        with pytest.raises(InvalidRequest, match="logit_bias"):
+            make_request("x", {"logit_bias": wrong})  # type: ignore[typeddict-item]
 
 
 async def test_an_answer_has_text_spans_and_facts(client: AsyncClient, answerer: Any) -> None:
