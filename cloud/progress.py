@@ -125,7 +125,8 @@ class Progress:
         labels = tuple(choice.token for choice in sequence.choices[: sequence.alone])
         (logprobs, top), compute_s = self._logprobs(shown), self.stages.computing_s
         self.outputs.append(Verified(position, stands, following, labels, logprobs, compute_s, top))
-        sequence.tokens += sequence.draft[: sequence.alone + stands]
+        # The id that ends an answer is no part of it.
+        sequence.tokens += sequence.draft[: sequence.alone + stands - ended]
         sequence.draft.clear()
         sequence.alone, sequence.asked = 0, False
         sequence.choices.clear()
@@ -138,10 +139,14 @@ class Progress:
         sequence.computed = min(sequence.computed, len(sequence.tokens) - 1)
 
     def _take_over(self, following: int | None, now: float) -> None:
-        """The edge shows the ids up to `following` by itself; the text goes on behind them."""
+        """The edge shows the ids up to `following` by itself; the text goes on behind them.
+
+        Behind the last id that the answer may have, nothing follows.
+        """
         sequence = self.sequence
-        over = following is None or following in sequence.stop_ids
-        if following is not None and not over:
+        full = sequence.answer_length >= sequence.max_tokens
+        over = not full and (following is None or following in sequence.stop_ids)
+        if following is not None and not (full or over):
             sequence.tokens.append(following)
         self.text = self.detokenizer(sequence.tokens[sequence.prompt_length :])
         if over:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tiermesh.cloud.engine import Engine, EngineConfig
@@ -179,6 +179,7 @@ def test_the_seed_decides(engine: Engine) -> None:
     wrong=st.lists(st.integers(0, 9), min_size=6, max_size=6),
     hand_over=st.booleans(),
 )
+@example(seed=1, sampling=WARM, cuts=[1] * 5 + [2], unasked=[3] * 6, wrong=[1] * 5 + [2], hand_over=True)
 def test_verifying_is_generating(
     engine: Engine,
     seed: int,
@@ -225,6 +226,7 @@ def test_verifying_is_generating(
         assert (shown + ids)[:most] == target
         assert whole.endswith(text)
         assert isinstance(end, Ended)
+        assert end.answer_tokens == len(target), "the id that ends an answer is no part of it"
         assert end.reason is (FinishReason.STOP if ended else FinishReason.LENGTH)
     else:
         engine.cancel(session.number)
