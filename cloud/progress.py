@@ -45,6 +45,11 @@ class Progress:
     hand_over: bool = False
     """After the verdict in the making, the sequence generates."""
     outputs: list[Output] = field(default_factory=list)
+    told: int = field(init=False)
+    """Answer ids that were told so far, what ends the answer included: where the next ones begin."""
+
+    def __post_init__(self) -> None:
+        self.told = self.sequence.answer_length
 
     def advance(self, work: Work, choices: Ids[Choice], now: float) -> list[Output]:
         """Takes what a step gave; the outputs, of which an `Ended` or `Scored` is the last."""
@@ -90,7 +95,6 @@ class Progress:
         Behind a stop string that ends among them, the rest is dropped.
         """
         ids = tuple(choice.token for choice in choices)
-        position = self.sequence.answer_length - len(ids)
         text = self.text.push(ids)
         reason = None
         if self.text.stopped:
@@ -102,7 +106,8 @@ class Progress:
             reason = FinishReason.LENGTH
             text += self.text.finish()
         if ids or text:
-            self.outputs.append(Produced(position, ids, text, *self._logprobs(choices)))
+            self.outputs.append(Produced(self.told, ids, text, *self._logprobs(choices)))
+            self.told += len(ids)
         if reason:
             self._end(reason, now, flush=False)
         return reason is not None
@@ -110,7 +115,7 @@ class Progress:
     def _end(self, reason: FinishReason, now: float, *, flush: bool = True) -> None:
         rest = self.text.finish() if flush else ""
         if rest:
-            self.outputs.append(Produced(self.sequence.answer_length, (), rest))
+            self.outputs.append(Produced(self.told, (), rest))
         length = min(self.sequence.answer_length, self.sequence.max_tokens)
         self.outputs.append(Ended(reason, length, self.stages.timings(now), self.sequence.cached_prompt_tokens))
 
@@ -120,8 +125,9 @@ class Progress:
         drafts, choices = sequence.draft[sequence.alone :], sequence.choices[sequence.alone :]
         stands, ended = _standing(drafts, choices, sequence.stop_ids)
         following = None if ended else choices[stands].token
-        position = sequence.answer_length + sequence.alone
+        position = self.told + sequence.alone
         shown = choices[: stands + (following is not None)]
+        self.told = position + len(shown)
         labels = tuple(choice.token for choice in sequence.choices[: sequence.alone])
         (logprobs, top), compute_s = self._logprobs(shown), self.stages.computing_s
         self.outputs.append(Verified(position, stands, following, labels, logprobs, compute_s, top))
