@@ -22,6 +22,8 @@ class CacheKey:
     tenant: str
     digest: str
     """SHA-256 of the canonical request, hex."""
+    model: str = ""
+    """Digest of the model that answers: what a purge by model goes by."""
 
 
 def cacheable(request: Request, seed_given: bool) -> bool:
@@ -52,8 +54,9 @@ def exact_key(request: Request, tenant: str, digests: Digests, quality: str = CL
         request.top_logprobs,
         quality,
     ]
-    text = json.dumps(canonical, ensure_ascii=True, separators=(",", ":"))
-    return CacheKey(tenant, hashlib.sha256(text.encode()).hexdigest())
+    # Not as ASCII: JSON's escapes for a character beyond U+FFFF are those of two lone surrogates.
+    text = json.dumps(canonical, ensure_ascii=False, separators=(",", ":"))
+    return CacheKey(tenant, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(), digests.model)
 
 
 def _prompt(prompt: Prompt) -> list[object]:
@@ -68,9 +71,14 @@ def _prompt(prompt: Prompt) -> list[object]:
 def _sampling(sampling: Sampling) -> list[object]:
     """Filters and seed play no part in a greedy answer; bias and penalties do. Floats as hex: no digit is lost."""
     penalties = [sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty]
-    form: list[object] = [float(value).hex() for value in penalties]
-    form.append([[i, float(value).hex()] for i, value in sampling.logit_bias])
+    form: list[object] = [_number(value) for value in penalties]
+    form.append([[i, _number(value)] for i, value in sampling.logit_bias])
     if not sampling.greedy:
-        form += [float(value).hex() for value in (sampling.temperature, sampling.top_p, sampling.min_p)]
+        form += [_number(value) for value in (sampling.temperature, sampling.top_p, sampling.min_p)]
         form += [sampling.top_k, sampling.seed]
     return form
+
+
+def _number(value: float) -> str:
+    """One form for one number: 1 is 1.0, and −0.0 is 0.0."""
+    return (float(value) + 0.0).hex()

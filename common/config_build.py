@@ -10,7 +10,16 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ..models import starter
-from .config_schema import CloudSection, EdgeSection, FileSchema, RouterSection, TenantSection, is_loopback
+from .config_schema import (
+    MEMORY_URL,
+    CacheSection,
+    CloudSection,
+    EdgeSection,
+    FileSchema,
+    RouterSection,
+    TenantSection,
+    is_loopback,
+)
 from .config_types import (
     CacheConfig,
     CloudConfig,
@@ -30,7 +39,11 @@ from .secret import Secret, read_secret
 from .types import Quality
 
 STARTER = "starter"
-_PRIVATE = ("token", "key", "secret")
+NEEDS_SECRET = (
+    "routers that share a store need the same secret: make it with `tiermesh keys init`, and name it as "
+    "mesh.secret_file (TIERMESH_MESH__SECRET_FILE)"
+)
+_PRIVATE = ("token", "key", "secret", "cache.url")
 """Parts of names whose values are never shown."""
 
 
@@ -73,8 +86,10 @@ def build_mesh(document: Document, base: Path, with_secret: bool) -> MeshConfig:
         raise
     _check_across(schema, faults)
     hashes = {name: _hashes(name, tenant, base, faults) for name, tenant in schema.tenants.items()}
-    _check_keys(hashes, faults)
+    _check_keys(hashes, schema.router.admin_keys, faults)
     secret = _secret(schema.mesh.secret_file, base, faults) if with_secret else None
+    if with_secret and schema.mesh.secret_file is None and schema.cache.url != MEMORY_URL:
+        faults.add(("cache", "url"), NEEDS_SECRET)
     faults.raise_any()
     tiers = tuple(
         TierConfig(name, tier.ttft_ms / 1e3, tier.deadline_ms / 1e3, tier.min_share)
@@ -86,7 +101,7 @@ def build_mesh(document: Document, base: Path, with_secret: bool) -> MeshConfig:
         secret=secret,
         tiers=tiers,
         tenants=tuple(_tenant(name, tenant, hashes[name], tiers) for name, tenant in schema.tenants.items()),
-        cache=CacheConfig(schema.cache.url, schema.cache.max_bytes),
+        cache=_cache(schema.cache),
         router=_router(schema.router),
         cloud=_cloud(schema.cloud, base, tiers, schema.router.worker_token),
         edge=_edge(schema.edge, base),
@@ -162,12 +177,15 @@ def _secret(file: str | None, base: Path, faults: _Faults) -> Secret | None:
         return None
 
 
-def _check_keys(hashes: dict[str, tuple[str, ...]], faults: _Faults) -> None:
+def _check_keys(hashes: dict[str, tuple[str, ...]], admin_keys: list[str], faults: _Faults) -> None:
     owners: dict[str, str] = {}
     for name, keys in hashes.items():
         for key in keys:
             if owners.setdefault(key, name) != name:
                 faults.add(("tenants", name), f"has a key that tenant {owners[key]!r} has too")
+    for index, key in enumerate(admin_keys):
+        if key in owners:
+            faults.add(("router", "admin_keys", index), f"is a key of tenant {owners[key]!r} too")
 
 
 def _tenant(name: str, tenant: TenantSection, hashes: tuple[str, ...], tiers: tuple[TierConfig, ...]) -> TenantConfig:
@@ -183,6 +201,8 @@ def _tenant(name: str, tenant: TenantSection, hashes: tuple[str, ...], tiers: tu
         delta=tenant.quality.delta,
         cache_exact=tenant.cache.exact,
         cache_ttl_s=tenant.cache.ttl_s,
+        cache_max_entries=tenant.cache.max_entries,
+        cache_max_bytes=tenant.cache.max_bytes,
         degraded_allowed=tenant.degraded_allowed,
     )
 
@@ -198,7 +218,12 @@ def _router(section: RouterSection) -> RouterConfig:
         max_tokens=section.limits.max_tokens,
         queued=section.limits.queued,
         alpha=section.alpha,
+        admin_keys=tuple(section.admin_keys),
     )
+
+
+def _cache(section: CacheSection) -> CacheConfig:
+    return CacheConfig(section.url, section.max_bytes, section.budget_ms / 1e3, section.lease_ms / 1e3)
 
 
 def _cloud(section: CloudSection, base: Path, tiers: tuple[TierConfig, ...], token: str | None) -> CloudConfig:

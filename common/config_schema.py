@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -56,7 +57,25 @@ def _secret_file(value: str) -> str:
     return value
 
 
+MEMORY_URL = "memory://"
+
+
+def check_cache_url(value: str) -> str:
+    """Raises ValueError, without the URL, which may hold a password."""
+    if value == MEMORY_URL:
+        return value
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"write {MEMORY_URL}, or redis://host:6379/0 (rediss:// with TLS) for one that routers share")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
+CacheUrl = Annotated[str, AfterValidator(check_cache_url)]
 KeyHash = Annotated[str, AfterValidator(_hash)]
 Name = Annotated[str, AfterValidator(_name)]
 SecretFile = Annotated[str, AfterValidator(_secret_file)]
@@ -104,6 +123,8 @@ class TenantCacheSection(_Section):
 
     exact: bool = True
     ttl_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 300.0
+    max_entries: Annotated[int, Field(ge=0)] = 100_000
+    max_bytes: Annotated[int, Field(ge=0)] = 64 * 2**20
 
 
 class TenantSection(_Section):
@@ -120,10 +141,12 @@ class TenantSection(_Section):
 
 
 class CacheSection(_Section):
-    """Where answers are kept."""
+    """Where routers keep answers."""
 
-    url: Literal["memory://"] = "memory://"
+    url: CacheUrl = MEMORY_URL
     max_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
+    budget_ms: Positive = 5
+    lease_ms: Annotated[int, Field(ge=100, le=60_000)] = 2_000
 
 
 class NodeSection(_Section):
@@ -149,6 +172,7 @@ class RouterSection(_Section):
     workers: list[Address] = ["127.0.0.1:7090"]
     worker_token: Annotated[str, Field(min_length=16)] | None = None
     nodes: dict[Name, NodeSection] = {}
+    admin_keys: list[KeyHash] = []
     limits: RouterLimitsSection = RouterLimitsSection()
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 

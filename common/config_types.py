@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .config_schema import is_loopback
+from .config_schema import MEMORY_URL, is_loopback
 from .secret import Secret
 from .types import Quality
 
@@ -52,16 +52,31 @@ class TenantConfig:
     """Share of units shown alone that may differ from the cloud's."""
     cache_exact: bool
     cache_ttl_s: float
+    cache_max_entries: int
+    """Answers that a router's store keeps for the tenant at most."""
+    cache_max_bytes: int
+    """Bytes that they take up at most."""
     degraded_allowed: bool
     """Whether an edge that lost the router may answer, marked, what it would have asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """Where answers are kept."""
+    """Where routers keep answers."""
 
-    url: str
+    url: str = field(repr=False)
+    """memory://, or Redis; may hold a password."""
     max_bytes: int
+    """Of the store in memory; Redis has its own `maxmemory`."""
+    budget_s: float
+    """What a call to Redis may take; then it is a miss."""
+    lease_s: float
+    """After which a router that is gone no longer keeps others from computing what it had begun."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether several routers may use it."""
+        return self.url != MEMORY_URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,13 @@ class RouterConfig:
     """Requests of all tenants that wait at once."""
     alpha: float
     """In a tenant's own order, the weight of the expected time: 0 is earliest due first, a large one shortest first."""
+    admin_keys: tuple[str, ...]
+    """Hashes of operators' keys. Empty on loopback: any caller is an operator. Empty elsewhere: nobody is."""
+
+    @property
+    def admin_open(self) -> bool:
+        """Whether operators need no key."""
+        return not self.admin_keys and is_loopback(self.listen)
 
     @property
     def nodes_open(self) -> bool:

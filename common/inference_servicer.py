@@ -112,7 +112,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             ours = replace(ours, deadline_s=_time_left(context, ours.deadline_s))
             return wire.scores_to(await self._answerer.score(ours, caller))
 
-        return await _guarded(context, "Score", answer())
+        return await guarded(context, "Score", answer())
 
     async def CountTokens(
         self, request: pb.CountTokensRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -124,7 +124,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             prompt = wire.prompt_from(request.prompt)
             return pb.CountTokensResponse(tokens=await self._answerer.count_tokens(prompt, request.model, caller))
 
-        return await _guarded(context, "CountTokens", answer())
+        return await guarded(context, "CountTokens", answer())
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: grpc.aio.ServicerContext[Any, Any]
@@ -135,7 +135,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             self._answerer.authenticate(metadata_of(context))
             return pb.ListModelsResponse(models=[wire.model_to(m) for m in self._answerer.models()])
 
-        return await _guarded(context, "ListModels", answer())
+        return await guarded(context, "ListModels", answer())
 
     async def Cancel(self, request: pb.CancelRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.CancelResponse:
         """Ends a running request of the same tenant."""
@@ -144,10 +144,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             caller = self._answerer.authenticate(metadata_of(context))
             return pb.CancelResponse(cancelled=await self._answerer.cancel(request.request_id, caller))
 
-        return await _guarded(context, "Cancel", answer())
+        return await guarded(context, "Cancel", answer())
 
 
-async def _guarded(context: grpc.aio.ServicerContext[Any, Any], method: str, answer: Awaitable[T]) -> T:
+async def guarded(context: grpc.aio.ServicerContext[Any, Any], method: str, answer: Awaitable[T]) -> T:
     """The answer of a unary call, or its error as a status."""
     try:
         return await answer

@@ -8,12 +8,20 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tiermesh.v1 import inference_pb2, inference_pb2_grpc, relay_pb2, relay_pb2_grpc
+from tiermesh.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    relay_pb2,
+    relay_pb2_grpc,
+)
 
 from .errors import ConfigError
 from .validate import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
+    from .admin_servicer import AdminServicer
     from .inference_servicer import InferenceServicer
     from .relay_server import RelayServicer
 
@@ -66,6 +74,11 @@ class RpcServer:
         """Offers the relay."""
         relay_pb2_grpc.add_RelayServiceServicer_to_server(servicer, self._server)
         self._names.append(relay_pb2.DESCRIPTOR.services_by_name["RelayService"].full_name)
+
+    def add_admin(self, servicer: AdminServicer) -> None:
+        """Offers what operators may call."""
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(servicer, self._server)
+        self._names.append(admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name)
 
     async def start(self, listen: str) -> str:
         """Listens on "host:port" (port 0: any) and returns the bound address. Raises ConfigError if that fails."""

@@ -37,6 +37,10 @@ class Secret:
         """
         return hmac.digest(self.value, b"policy-salt" + node.encode(), "sha256")[:_SALT_BYTES]
 
+    def derive(self, purpose: bytes) -> bytes:
+        """A key of 32 bytes for one purpose: whoever has it learns neither the secret nor another purpose's key."""
+        return hmac.digest(self.value, b"derive" + purpose, "sha256")
+
 
 def write_secret(path: Path) -> None:
     """Makes a secret in a new file of mode 0600. Raises ConfigError when the file exists or can't be written."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from ..cache.entry import Recorder
 from ..cache.keys import CacheKey, cacheable, exact_key
+from ..cache.port import Keeping
+from ..cache.recorder import Recorder
 from ..common import inference_stub
 from ..common.errors import Cancelled, Draining, RequestIdReused, TiermeshError
 from ..common.frames import UsageReport
@@ -149,7 +150,7 @@ class EdgeService:
                     # Kept before it is told: a client that has heard the end hangs up.
                     kept = isinstance(event, Finished) and running.recorder.entry(event.reason, event.usage)
                     if key and kept:
-                        await node.cache.put(key, kept, grant.tenant.cache_ttl_s)
+                        await node.cache.put(key, kept, Keeping(grant.tenant.cache_ttl_s))
                     yield event
 
     def _situation(self, model: str, quality: Quality) -> Situation:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +18,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--listen", metavar="HOST:PORT")
     parser.add_argument("--worker", metavar="HOST:PORT[,…]", help="the workers, by comma")
     parser.add_argument("--metrics", metavar="HOST:PORT")
+    parser.add_argument("--redis", metavar="URL", help="the shared cache; TIERMESH_CACHE__URL hides a password better")
     return parser.parse_args(arguments)
 
 
 def read_config(given: argparse.Namespace) -> MeshConfig:
     """The file's configuration, or the default one, with what the command line says instead. Raises ConfigError."""
-    mesh = load_config(given.config, with_secret=True) if given.config else default_mesh(with_secret=True)
+    environ = os.environ if given.redis is None else {**os.environ, "TIERMESH_CACHE__URL": json.dumps(given.redis)}
+    mesh = (
+        load_config(given.config, environ, with_secret=True)
+        if given.config
+        else default_mesh(environ, with_secret=True)
+    )
     changes = {name: value for name in ("listen", "metrics") if (value := getattr(given, name)) is not None}
     if given.worker is not None:
         changes["workers"] = tuple(filter(None, given.worker.split(",")))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ..cache.memory import MemoryStore
+from ..cache.stores import open_store
 from ..common.clock import Clock
 from ..common.config_types import MeshConfig, TenantConfig
 from ..common.errors import ConfigError, NoWorkers
 from ..common.secret import Secret
 from ..common.telemetry import get_logger
-from .answers import Parts
 from .dispatch import WORKER_GRACE_S, Dispatcher
 from .estimates import Estimates
 from .jobs import LARGEST_COST, TenantRule, TierRule
 from .limits import Limits
 from .metrics import Metrics, Snapshot
+from .parts import Parts
 from .registry import Registry, Worker
 from .scheduler import Scheduler
 from .slots import Slots
@@ -52,16 +52,18 @@ class Core:
             registry=registry,
             slots=Slots(scheduler, clock),
             dispatcher=Dispatcher(registry, clock, self.metrics.resumed),
-            store=MemoryStore(mesh.cache.max_bytes, clock),
+            store=open_store(mesh.cache, self.directory.secret, clock, self.metrics.cache),
             limits=Limits(clock),
             estimates=Estimates(),
             metrics=self.metrics,
             clock=clock,
         )
+        self.metrics.cache.watch(self.parts.store)
 
     def start(self) -> None:
-        """Connects to the workers."""
+        """Connects to the workers and to the shared cache."""
         self._tell_of_own_secret()
+        self.parts.store.start()
         self.parts.registry.follow(self.directory.mesh.router.workers)
 
     async def close(self) -> None:
@@ -70,6 +72,7 @@ class Core:
             self._refusal.cancel()
         self.parts.slots.close()
         await self.parts.registry.close()
+        await self.parts.store.close()
 
     def listen(self, on_change: Callable[[], None]) -> None:
         """`on_change` is called when the pool becomes usable or stops being so."""
@@ -90,6 +93,10 @@ class Core:
             raise ConfigError("tiers: names and order of tiers change only with a restart")
         if (now.router.listen, now.router.metrics) != (then.router.listen, then.router.metrics):
             raise ConfigError("router.listen and router.metrics change only with a restart")
+        if now.cache != then.cache:
+            raise ConfigError("cache: where answers are kept, and for how many bytes, changes only with a restart")
+        if now.cache.shared and now.secret != then.secret:
+            raise ConfigError("mesh.secret_file: the shared cache is kept under this secret; it changes with a restart")
 
     def reload(self, directory: Directory) -> None:
         """Other tenants, limits, shares and workers from now on; what runs goes on."""

@@ -9,6 +9,7 @@ import sys
 
 import uvloop
 
+from ..common.admin_servicer import AdminServicer
 from ..common.clock import MonotonicClock
 from ..common.errors import TiermeshError
 from ..common.inference_servicer import InferenceServicer
@@ -43,6 +44,7 @@ async def serve(given: argparse.Namespace) -> int:
     service, server = RouterService(mesh, MonotonicClock()), RpcServer()
     server.add_inference(InferenceServicer(service))
     server.add_relay(RelayServicer(service.connect))
+    server.add_admin(AdminServicer(service.operations))
     address = await server.start(mesh.router.listen)
     close = open_metrics(mesh.router.metrics, service.metrics.registry, lambda: service.ready)
     async with asyncio.TaskGroup() as tasks:

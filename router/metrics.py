@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..common.telemetry import LATENCY_BUCKETS_S, TPOT_BUCKETS_S
+from .cache_metrics import CacheMetrics
 
 _WORKER_FACTS = {
     "up": "1 while requests may go there.",
@@ -83,7 +84,7 @@ class Metrics:
             registry=r,
         )
         self._tokens = Counter("tiermesh_router_tokens_total", "Answer tokens by origin.", ["origin"], registry=r)
-        self._cache = Counter("tiermesh_router_cache_total", "Look-ups in the result cache.", ["result"], registry=r)
+        self.cache = CacheMetrics(r)
         self._resumed = Counter("tiermesh_router_resumed_total", "Answers that went on at another worker.", registry=r)
         self._reports = Counter(
             "tiermesh_router_edge_units_total", "Units of edge nodes, by what became of them.", ["decision"], registry=r
@@ -107,10 +108,6 @@ class Metrics:
     def tokens(self, origin: Literal["edge", "cloud", "cache"], count: int) -> None:
         """Answer tokens of one origin."""
         self._tokens.labels(origin).inc(count)
-
-    def cache(self, result: Literal["hit", "miss"]) -> None:
-        """A look-up."""
-        self._cache.labels(result).inc()
 
     def resumed(self) -> None:
         """An answer went on at another worker."""

@@ -24,11 +24,12 @@ from ..common.frames import (
 )
 from ..common.telemetry import get_logger
 from ..common.types import Origin, Started, Tokens
-from .answers import Answers, Parts
+from .answers import Answers
 from .dispatch import Place, Work
 from .estimates import actual_cost
 from .jobs import Job
 from .orders import Order, order_of
+from .parts import Parts
 from .slots import Ticket
 from .tenants import Directory
 

@@ -10,8 +10,9 @@ from ..common.errors import Draining, Forbidden, InvalidRequest, NoWorkers, Over
 from ..common.frames import Ask, Close, CloseReason, DownFrame, Hello, Open, UpFrame, UsageReport, Welcome
 from ..common.telemetry import get_logger
 from ..common.validate import Limits, check_request
-from .answers import Answers, Parts
+from .answers import Answers
 from .node_session import NodeSession
+from .parts import Parts
 from .policy import policy_for
 from .tenants import Directory
 

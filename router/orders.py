@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from ..cache.keys import CacheKey, cacheable, exact_key
+from ..cache.port import Keeping
 from ..common.config_types import TenantConfig
 from ..common.types import CacheControl, Digests, Request
 
@@ -36,6 +37,12 @@ class Order:
         """Whether the answer may be put into the cache."""
         wanted = self.request.cache is not CacheControl.BYPASS and self.tenant.cache_exact
         return wanted and cacheable(self.request, self.seed_given)
+
+    @property
+    def keeping(self) -> Keeping:
+        """On what terms the answer is kept."""
+        tenant = self.tenant
+        return Keeping(tenant.cache_ttl_s, tenant.cache_max_entries, tenant.cache_max_bytes)
 
     def key(self, digests: Digests) -> CacheKey:
         """The exact key, for a pool with these digests."""

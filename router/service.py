@@ -18,6 +18,7 @@ from ..common.validate import Limits, check_prompt_length, check_request, check_
 from .answers import Answers
 from .core import Core
 from .nodes import Nodes
+from .operated import Operations
 from .orders import Order, order_of
 from .unary import Unary
 
@@ -39,6 +40,7 @@ class RouterService:
         self._core.watch_nodes(lambda: self._nodes.sessions)
         self._core.listen(self._nodes.tell_all)
         self.metrics = self._core.metrics
+        self.operations = Operations(self._core)
 
     @property
     def ready(self) -> bool:

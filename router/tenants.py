@@ -33,6 +33,19 @@ class Directory:
             raise Unauthenticated("this API key is not known here; ask your operator for one")
         return tenant
 
+    def check_operator(self, key: str) -> None:
+        """Raises Unauthenticated or Forbidden unless this is an operator's key, or operators need none."""
+        router = self.mesh.router
+        if router.admin_open:
+            return
+        if not router.admin_keys:
+            raise Forbidden(
+                "nobody may do this here: `tiermesh keys new operator` makes a key, router.admin_keys takes its hash"
+            )
+        matches = [hmac.compare_digest(stored, key_hash(key)) for stored in router.admin_keys]
+        if not key or not any(matches):
+            raise Unauthenticated("this needs an operator's key, one that router.admin_keys has the hash of")
+
     def tenant(self, name: str) -> TenantConfig:
         """A tenant by name, as an edge node claims it. Raises Forbidden."""
         tenant = self.tenants.get(name)

@@ -12,8 +12,8 @@ from ..common.config_types import TenantConfig
 from ..common.errors import NoWorkers
 from ..common.rpc import channel
 from ..common.types import Prompt, ScoreRequest, Scores
-from .answers import Parts
 from .jobs import Job
+from .parts import Parts
 from .registry import Worker
 
 

@@ -102,12 +102,15 @@ def router(
     listen: Listen = None,
     worker: Annotated[str | None, typer.Option(help="Workers, as host:port[,host:port…].")] = None,
     metrics: Metrics = None,
+    redis: Annotated[
+        str | None, typer.Option(help="Keep answers there, for all routers of the mesh, as redis://host:port/0.")
+    ] = None,
 ) -> None:
     """Run a router.
 
     Example: tiermesh router --listen 127.0.0.1:7080 --worker 127.0.0.1:7090,127.0.0.1:7091
     """
-    _become("router", config=config, listen=listen, worker=worker, metrics=metrics)
+    _become("router", config=config, listen=listen, worker=worker, metrics=metrics, redis=redis)
 
 
 def cloud(

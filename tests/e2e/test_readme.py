@@ -36,7 +36,7 @@ def environ(mesh: dict[str, Any]) -> dict[str, str]:
     """The commands' defaults, moved to where the mesh of the tests listens."""
     moved = {f"TIERMESH_{name.upper()}__METRICS": f"'{address}'" for name, address in mesh["metrics"].items()}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, **moved, "TIERMESH_ADDRESS": mesh["edge"], "PATH": path}
+    return {**os.environ, **moved, "TIERMESH_ADDRESS": mesh["edge"], "TIERMESH_ROUTER": mesh["router"], "PATH": path}
 
 
 def test_the_readme_is_short_and_has_its_commands() -> None:

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from tiermesh.common import wire
+from tiermesh.common.admin_servicer import AdminServicer
 from tiermesh.common.clock import MonotonicClock
 from tiermesh.common.config import MeshConfig, TenantConfig, default_mesh
 from tiermesh.common.errors import Unavailable
@@ -36,6 +37,7 @@ from tiermesh.common.keys import key_hash
 from tiermesh.common.relay_server import RelayServicer
 from tiermesh.common.rpc import RpcServer, channel
 from tiermesh.common.rpc_errors import from_rpc_error
+from tiermesh.common.secret import Secret
 from tiermesh.common.types import Digests, Event, FinishReason, ModelInfo, Request, Usage
 from tiermesh.router.service import RouterService
 from tiermesh.v1 import inference_pb2_grpc
@@ -238,6 +240,7 @@ def toy() -> Any:
         (),
         {
             "Worker": ToyWorker,
+            "Client": Client,
             "ids": staticmethod(toy_ids),
             "text": staticmethod(toy_text),
             "until": staticmethod(until),
@@ -279,6 +282,7 @@ def start_router(stack: AsyncExitStack) -> Callable[..., Awaitable[Router]]:
         service, server = RouterService(mesh, MonotonicClock()), RpcServer()
         server.add_inference(InferenceServicer(service))
         server.add_relay(RelayServicer(service.connect))
+        server.add_admin(AdminServicer(service.operations))
         address = await server.start("127.0.0.1:0")
         service.start(lambda: None)
         stack.push_async_callback(service.close)
@@ -289,5 +293,29 @@ def start_router(stack: AsyncExitStack) -> Callable[..., Awaitable[Router]]:
         if workers and wait:
             await until(lambda: service.ready)
         return made
+
+    return start
+
+
+SECRET = Secret(bytes(range(32)))
+
+
+@pytest.fixture
+def server(start_redis: Callable[..., Any]) -> Any:
+    """A Redis."""
+    return start_redis()
+
+
+@pytest.fixture
+def share(start_router: Any, server: Any) -> Callable[..., Awaitable[Router]]:
+    """Starts a router that shares the cache. Its budget is wide: what is late on a busy machine is tested elsewhere."""
+
+    async def start(worker: Any, *, lease_s: float = 5.0, budget_s: float = 5.0, **changes: Any) -> Router:
+        cache = replace(default_mesh({}).cache, url=server.url, budget_s=budget_s, lease_s=lease_s)
+        limits = {"concurrent": 500, "queued": 500, "requests_per_minute": 100_000, "tokens_per_minute": 10**7}
+        tenants = changes.pop("tenants", (tenant("demo", **limits),))
+        router = await start_router(worker, cache=cache, tenants=tenants, **{"secret": SECRET, **changes})
+        await until(lambda: router.service._core.parts.store.line.up)
+        return router
 
     return start

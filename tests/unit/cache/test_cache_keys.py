@@ -108,3 +108,78 @@ def test_only_a_function_of_the_request_may_be_kept() -> None:
     assert not cacheable(BASE, seed_given=False)
     assert not cacheable(Request("x", 1, logprobs=True, top_logprobs=1), seed_given=False)
     assert not cacheable(replace(BASE, sampling=Sampling(temperature=1.0)), seed_given=True)
+
+
+FLOATS = st.floats(0.0, 2.0, allow_nan=False)
+REQUESTS = st.builds(
+    Request,
+    prompt=PROMPTS,
+    max_tokens=st.integers(1, 64),
+    sampling=st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.5, 1.0]),
+        top_p=st.sampled_from([0.5, 1.0]),
+        top_k=st.integers(0, 3),
+        min_p=st.sampled_from([0.0, 0.1]),
+        repetition_penalty=FLOATS,
+        presence_penalty=FLOATS,
+        frequency_penalty=FLOATS,
+        seed=st.integers(0, 2**64 - 1),
+        logit_bias=st.dictionaries(st.integers(0, 3), st.sampled_from([-1.0, 0.0, 2.5]), max_size=2).map(
+            lambda bias: tuple(sorted(bias.items()))
+        ),
+    ),
+    stop=st.lists(st.text(min_size=1, max_size=3), max_size=3).map(tuple),
+    stop_ids=st.lists(st.integers(0, 9), max_size=3).map(tuple),
+    logprobs=st.booleans(),
+    top_logprobs=st.integers(0, 2),
+)
+ANSWERING = ["prompt", "max_tokens", "stop", "stop_ids", "logprobs", "top_logprobs"]
+DRAWING = [f.name for f in fields(Sampling)]
+ONLY_SAMPLED = {"temperature", "top_p", "top_k", "min_p", "seed"}
+
+
+def equal_forms(name: str, one: Any, other: Any) -> bool:
+    """Whether two values of a field mean the same."""
+    if name in ("stop", "stop_ids"):
+        return set(one) == set(other)
+    if name == "prompt" and not one and not other:
+        return isinstance(one, str) == isinstance(other, str)
+    return bool(one == other)
+
+
+@given(REQUESTS, REQUESTS, st.sampled_from(ANSWERING))
+def test_any_one_field_from_another_request_changes_the_key_unless_it_means_the_same(
+    mine: Request, theirs: Request, name: str
+) -> None:
+    mixed = replace(mine, **{name: getattr(theirs, name)})
+    assert (key(mixed) == key(mine)) == equal_forms(name, getattr(mine, name), getattr(theirs, name))
+
+
+@given(REQUESTS, REQUESTS, st.sampled_from(DRAWING))
+def test_any_one_way_of_drawing_from_another_request_changes_the_key_where_it_plays_a_part(
+    mine: Request, theirs: Request, name: str
+) -> None:
+    mixed = replace(mine, sampling=replace(mine.sampling, **{name: getattr(theirs.sampling, name)}))
+    same = getattr(mine.sampling, name) == getattr(theirs.sampling, name)
+    idle = name in ONLY_SAMPLED and mine.sampling.greedy and mixed.sampling.greedy
+    assert (key(mixed) == key(mine)) == (same or idle)
+
+
+@given(REQUESTS, st.randoms())
+def test_equal_forms_of_a_request_have_one_key(request: Request, random: Any) -> None:
+    stop, stop_ids = [*request.stop, *request.stop[:1]], [*request.stop_ids, *request.stop_ids[:1]]
+    random.shuffle(stop)
+    random.shuffle(stop_ids)
+    zero = {n: -0.0 for n in ("presence_penalty", "frequency_penalty") if getattr(request.sampling, n) == 0}
+    other = replace(request, stop=tuple(stop), stop_ids=tuple(stop_ids), sampling=replace(request.sampling, **zero))
+    assert key(other) == key(request)
+
+
+def test_a_character_is_not_the_two_surrogates_that_json_writes_for_it() -> None:
+    assert key(replace(BASE, prompt="\U0001f600")) != key(replace(BASE, prompt="\ud83d\ude00"))
+    assert key(tenant="\U0001f600") != key(tenant="\ud83d\ude00")
+
+
+def test_the_key_names_the_model_that_a_purge_goes_by() -> None:
+    assert exact_key(BASE, "a", DIGESTS).model == "m"

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiermesh.cache.entry import Entry, Recorder
+from tiermesh.cache.entry import Entry
 from tiermesh.cache.keys import CacheKey
 from tiermesh.cache.memory import MemoryStore
+from tiermesh.cache.port import Keeping
+from tiermesh.cache.recorder import Recorder
+from tiermesh.common.cache_types import Scope
 from tiermesh.common.types import FinishReason, Origin, Tokens, Usage
 
 
@@ -19,6 +22,9 @@ class HandClock:
 
     def now(self) -> float:
         return self.time
+
+
+KEEPING = Keeping(10.0)
 
 
 def entry(tokens: int = 1) -> Entry:
@@ -34,7 +40,7 @@ def key(name: object, tenant: str = "a") -> CacheKey:
 async def test_an_entry_comes_back_until_its_time_is_over() -> None:
     clock = HandClock()
     store = MemoryStore(10**6, clock)
-    await store.put(key(1), entry(), 10.0)
+    await store.put(key(1), entry(), KEEPING)
     clock.time = 9.9
     assert await store.get(key(1)) == entry()
     clock.time = 10.0  # having been read did not extend it
@@ -42,40 +48,35 @@ async def test_an_entry_comes_back_until_its_time_is_over() -> None:
     assert (len(store), store.bytes) == (0, 0)
 
 
-async def test_tenants_see_and_purge_only_their_own() -> None:
+async def size_of(kept: Entry) -> int:
+    """Bytes that one entry takes up."""
     store = MemoryStore(10**6, HandClock())
-    await store.put(key(1, "a"), entry(1), 10)
-    await store.put(key(1, "b"), entry(2), 10)
-    assert await store.get(key(1, "b")) == entry(2)
-    await store.purge("a")
-    await store.purge("nobody")
-    assert await store.get(key(1, "a")) is None
-    assert await store.get(key(1, "b")) == entry(2)
+    await store.put(key(1), kept, KEEPING)
+    return store.bytes
 
 
 async def test_the_least_recently_used_goes_first() -> None:
-    size = entry().size_bytes
-    store = MemoryStore(6 * size, HandClock())
+    store = MemoryStore(6 * await size_of(entry()), HandClock())
     for number in range(3):
-        await store.put(key(number), entry(), 10)
+        await store.put(key(number), entry(), KEEPING)
     await store.get(key(0))
-    await store.put(key(3), entry(), 10)
+    await store.put(key(3), entry(), KEEPING)
     assert await store.get(key(1)) is None
     assert await store.get(key(0)) is not None
 
 
 async def test_a_flood_of_one_tenant_leaves_the_others_answers() -> None:
-    store = MemoryStore(10 * entry().size_bytes, HandClock())
-    await store.put(key("kept", "quiet"), entry(), 10)
+    store = MemoryStore(10 * await size_of(entry()), HandClock())
+    await store.put(key("kept", "quiet"), entry(), KEEPING)
     for number in range(1000):
-        await store.put(key(number, "loud"), entry(), 10)
+        await store.put(key(number, "loud"), entry(), KEEPING)
     assert await store.get(key("kept", "quiet")) is not None
     assert len(store) == 6
 
 
 async def test_what_is_too_large_is_not_kept() -> None:
     store = MemoryStore(1000, HandClock())
-    await store.put(key(1), entry(5000), 10)
+    await store.put(key(1), entry(5000), KEEPING)
     assert (len(store), store.bytes) == (0, 0)
 
 
@@ -85,11 +86,11 @@ async def test_bytes_stay_bounded_and_add_up(steps: list[tuple[str, int, int, bo
     store = MemoryStore(6000, HandClock())
     for tenant, name, tokens, put in steps:
         if put:
-            await store.put(key(name, tenant), entry(tokens), 10)
+            await store.put(key(name, tenant), entry(tokens), KEEPING)
             assert await store.get(key(name, tenant)) == entry(tokens)
         else:
-            await store.purge(tenant)
-        held = [e.size_bytes for entries in store._tenants.values() for e, _ in entries.values()]
+            await store.purge(Scope("tenant", tenant))
+        held = [kept.size for entries in store._tenants.values() for kept in entries.values()]
         assert store.bytes == sum(held) <= 6000
         assert len(store) == len(held)
 

@@ -9,6 +9,7 @@ import pytest
 from tiermesh.common.config import DEMO_KEY, default_mesh, load_config, model_path, require_safe_listen
 from tiermesh.common.errors import ConfigError
 from tiermesh.common.keys import key_hash, new_key
+from tiermesh.common.secret import write_secret
 from tiermesh.common.types import Quality
 
 HASH = key_hash("some-key")
@@ -167,3 +168,38 @@ def test_keys_are_long_and_their_hash_is_stable() -> None:
     assert new_key() != new_key()
     assert len(new_key()) > 40
     assert key_hash("abc") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_cache_may_be_shared_where_there_is_a_secret(tmp_path: Path) -> None:
+    write_secret(tmp_path / "mesh.secret")
+    shared = "cache: {url: 'redis://:hunter2@cache:6379/1', budget_ms: 8, lease_ms: 3000}\n"
+    path = write(tmp_path, GOOD + shared)
+    with pytest.raises(ConfigError, match=r"mesh\.yaml:\d+: cache\.url: .*mesh\.secret_file"):
+        load_config(path, {}, with_secret=True)
+    assert load_config(path, {}).cache.shared  # edge nodes and workers need no secret
+    mesh = load_config(path, {"TIERMESH_MESH__SECRET_FILE": "mesh.secret"}, with_secret=True)
+    assert (mesh.cache.shared, mesh.cache.budget_s, mesh.cache.lease_s) == (True, 0.008, 3.0)
+    assert "hunter2" not in repr(mesh)
+    assert not load_config(write(tmp_path, GOOD), {}).cache.shared
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis:/hunter2@x", "redis://", "http://:hunter2@h:1", "memory", "redis://:hunter2@h:x", "", "redis://h:99999"],
+)
+def test_a_url_that_is_none_is_refused_and_not_repeated(tmp_path: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"cache\.url: write memory://, or redis://host:6379/0") as caught:
+        load_config(write(tmp_path, f"cache: {{url: {url!r}}}\n"), {})
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError) as wrong:
+        load_config(write(tmp_path, "cache: {url: 7}\n"), {})
+    assert "cache.url" in str(wrong.value)
+
+
+def test_an_operators_key_is_no_tenants(tmp_path: Path) -> None:
+    operator = key_hash("operator")
+    good = GOOD.replace("router:", f"router:\n  admin_keys: ['{operator}']")
+    mesh = load_config(write(tmp_path, good), {})
+    assert (mesh.router.admin_keys, mesh.router.admin_open) == ((operator,), False)
+    with pytest.raises(ConfigError, match=r"router\.admin_keys\[0\]: is a key of tenant 'acme-co' too"):
+        load_config(write(tmp_path, good.replace(operator, HASH)), {})

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
@@ -145,6 +146,13 @@ def test_the_router_alone_is_handed_the_meshs_secret(compose: dict[str, Any], ke
     assert stat.S_IMODE(state.st_mode) == 0o640
     environ = router["environment"] | {"TIERMESH_MESH__SECRET_FILE": handed}
     assert load_config(DEPLOY / "mesh.yaml", environ, with_secret=True).secret is not None
+
+
+def test_the_router_keeps_answers_in_the_redis_of_the_file(compose: dict[str, Any]) -> None:
+    cache = config_of(compose, "router").cache
+    assert cache.shared
+    assert urlsplit(cache.url).hostname in compose["services"]
+    assert "inside" in compose["services"]["router"]["networks"]
 
 
 def test_keys_are_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:

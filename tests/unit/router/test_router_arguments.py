@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tiermesh.common.errors import ConfigError
+from tiermesh.common.secret import write_secret
 from tiermesh.router.arguments import parse, read_config
 
 
@@ -39,3 +40,15 @@ def test_an_unknown_flag_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> Non
         parse(["--workers", "127.0.0.1:1"])
     assert caught.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_redis_needs_the_secret_that_routers_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["--redis", "redis://127.0.0.1:6379/0"]
+    with pytest.raises(ConfigError, match=r"TIERMESH_MESH__SECRET_FILE"):
+        read_config(parse(given))
+    write_secret(tmp_path / "mesh.secret")
+    monkeypatch.setenv("TIERMESH_MESH__SECRET_FILE", str(tmp_path / "mesh.secret"))
+    mesh = read_config(parse(given))
+    assert (mesh.cache.url, mesh.cache.shared) == ("redis://127.0.0.1:6379/0", True)
+    with pytest.raises(ConfigError, match=r"cache\.url"):
+        read_config(parse(["--redis", "127.0.0.1:6379"]))

@@ -3,18 +3,22 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from tiermesh import Overloaded
+from tiermesh import Overloaded, Unauthenticated
 from tiermesh.cli import run
 from tiermesh.cli_app import app
+from tiermesh.common.admin_servicer import AdminServicer
+from tiermesh.common.cache_types import CacheStats, Holdings, Scope
+from tiermesh.common.rpc import RpcServer
 from tiermesh.status import parse, tables
 
 COMMANDS = [
     *(["up"], ["demo"], ["edge"], ["router"], ["cloud"], ["generate"], ["score"], ["status"], ["export"], ["bench"]),
-    *(["config", "check"], ["keys", "new"], ["keys", "init"], ["calibrate"]),
+    *(["config", "check"], ["keys", "new"], ["keys", "init"], ["calibrate"], ["cache", "purge"], ["cache", "stats"]),
 ]
 PAGE = """# HELP tiermesh_x_total things
 tiermesh_x_total{tier="a \\"b\\"",kind="c"} 3.0
@@ -48,6 +52,9 @@ def test_all_commands_are_in_the_list() -> None:
         ["generate", "x", "--max-tokens", "many"],
         ["export", "a", "b", "--bits", "5"],
         ["config"],
+        ["cache", "purge"],
+        ["cache", "purge", "--all", "--tenant", "demo"],
+        ["cache", "purge", "--model", "m", "--tenant", "demo"],
     ],
     ids=" ".join,
 )
@@ -91,6 +98,51 @@ async def test_a_failure_says_when_to_try_again(
 def test_nobody_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["score", "x", "--address", "127.0.0.1:1"]) == 1
     assert "127.0.0.1:1" in capsys.readouterr().err
+
+
+class ScriptedRouter:
+    """Remembers what operators asked."""
+
+    def __init__(self) -> None:
+        self.purged: list[Scope] = []
+
+    def check_operator(self, metadata: Mapping[str, str]) -> None:
+        if metadata.get("authorization") != "Bearer operator":
+            raise Unauthenticated("this needs an operator's key")
+
+    async def purge_cache(self, scope: Scope) -> None:
+        self.purged.append(scope)
+
+    async def cache_stats(self) -> CacheStats:
+        counts = {"lookups": {"hit": 3, "miss": 1}, "evicted": {}}
+        return CacheStats("redis", "open", {"demo": Holdings(2, 700)}, counts)
+
+
+async def test_operators_purge_and_look(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    router, server = ScriptedRouter(), RpcServer()
+    server.add_admin(AdminServicer(router))
+    address = await server.start("127.0.0.1:0")
+    try:
+        said = ["cache", "purge", "--tenant", "demo", "--address", address]
+        assert await asyncio.to_thread(run, said) == 1
+        assert "operator's key" in capsys.readouterr().err
+        monkeypatch.setenv("TIERMESH_ADMIN_KEY", "operator")
+        monkeypatch.setenv("TIERMESH_ROUTER", address)
+        for arguments in (["--tenant", "demo"], ["--model", "toy"], ["--all"]):
+            assert await asyncio.to_thread(run, ["cache", "purge", *arguments]) == 0
+        assert router.purged == [Scope("tenant", "demo"), Scope("model", "toy"), Scope("all")]
+        capsys.readouterr()
+        assert await asyncio.to_thread(run, ["cache", "stats", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "store": "redis",
+            "breaker": "open",
+            "tenants": {"demo": {"entries": 2, "bytes": 700}},
+            "counts": {"lookups": {"hit": 3, "miss": 1}},
+        }
+        assert await asyncio.to_thread(run, ["cache", "stats"]) == 0
+        assert "3 hit, 1 miss" in capsys.readouterr().out
+    finally:
+        await server.stop(0)
 
 
 def test_keys_are_shown_once_with_their_hash(capsys: pytest.CaptureFixture[str]) -> None:
