@@ -178,7 +178,8 @@ def test_a_queue_may_be_left_at_any_place(split: EdgeModel, moves: list[tuple[in
         assert state.ids == known
     fresh.catch_up(known)
     np.testing.assert_allclose(state.logits, fresh.logits, atol=ROUNDING)
-    np.testing.assert_allclose(state.features, fresh.features, atol=1e-5)
+    # The entropy moves by about as much as the logits that it comes from.
+    np.testing.assert_allclose(state.features, fresh.features, atol=ROUNDING)
 
 
 def test_two_segments_say_what_the_whole_says(split: EdgeModel, whole: EdgeModel) -> None:
