@@ -23,20 +23,20 @@ memory, which takes a minute and a half."""
 _PATIENCE_S = 120.0
 
 
-def _load(directory: Path, **more: Any) -> Any:
+def _load(directory: Path, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **more).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **more).eval()
 
 
 class Generate:
     """Eager `generate`, greedy; it goes on for all streams until the longest has ended."""
 
-    def __init__(self, directory: Path, cache: str) -> None:
+    def __init__(self, directory: Path, cache: str, dtype: torch.dtype = torch.float32) -> None:
         """`cache` is one of CACHES."""
-        self._model = _load(directory)
+        self._model = _load(directory, dtype)
         self._settings = copy.deepcopy(self._model.generation_config)
         self._settings.update(do_sample=False, eos_token_id=None, cache_implementation=cache, disable_compile=True)
 

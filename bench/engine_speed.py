@@ -14,10 +14,12 @@ from tiermesh.common.errors import TiermeshError
 from ..cloud.architecture import read_architecture
 from ..cloud.engine import EngineConfig
 from ..cloud.meter import EngineLoad
+from ..cloud.own_thread import on_own_thread
+from .apart import Apart
 from .engine_claims import Claim, Setting
 from .engine_peers import CACHES, Continuous, Generate
 from .engine_served import Request, Served, uniform
-from .kit import paired_ratio, seconds
+from .kit import PairedRatio, paired_ratio, seconds
 
 _STREAMS = 16
 _WAITING = 1000
@@ -31,10 +33,11 @@ def single(given: Setting) -> list[Claim]:
     ratios = {}
     with Served.model(given.model, EngineConfig(slots=1, ngram_drafts=False), 512) as ours:
         for cache in CACHES:
-            theirs = Generate(given.model, cache)
-            ratios[cache] = paired_ratio(lambda: ours.rate(requests), lambda: theirs.rate(requests), pairs=given.pairs)  # noqa: B023
-    best = min(ratios, key=lambda cache: ratios[cache].median)
-    others = {cache: ratio.facts() for cache, ratio in ratios.items() if cache != best}
+            with Apart(Generate, given.model, cache) as theirs:
+                ratios[cache] = _against(given, ours, theirs, requests)
+        best = min(ratios, key=lambda cache: ratios[cache].median)
+        others = {cache: ratio.facts() for cache, ratio in ratios.items() if cache != best}
+        others["bfloat16"] = _against_bfloat16(given, ours, best, requests)
     what = f"single stream: tokens/s ÷ transformers' generate ({best} cache, the faster)"
     return [Claim.of(what, ratios[best], 1.5, at_least=True, cache=best, other=others, ngram_drafts=False)]
 
@@ -43,30 +46,44 @@ def mixed(given: Setting) -> list[Claim]:
     """Streams of unlike lengths against both peers, and a step's time against reading the weights once."""
     requests = uniform(_STREAMS, (16, given.few(512, 48)), (16, given.few(256, 24)))
     pool = sum(len(prompt) + tokens + 16 for prompt, tokens in requests)
-    lengths = {
+    facts = {
         "streams": _STREAMS,
         "prompt_tokens": [len(prompt) for prompt, _ in requests],
         "answer_tokens": [tokens for _, tokens in requests],
         "ngram_drafts": False,
     }
     with Served.model(given.model, EngineConfig(slots=_STREAMS, ngram_drafts=False), pool) as ours:
-        padded = _faster(given, requests)
-        batch = paired_ratio(lambda: ours.rate(requests), lambda: padded.rate(requests), pairs=given.pairs)
-        with Continuous(given.model, _STREAMS) as theirs:
-            continuous = paired_ratio(lambda: ours.rate(requests), lambda: theirs.rate(requests), pairs=given.pairs)
-        roof = _roofline(given, ours, requests)
+        cache = _faster(given, requests)
+        with Apart(Generate, given.model, cache) as padded:
+            batch = _against(given, ours, padded, requests)
+        rough = _against_bfloat16(given, ours, cache, requests)
+        with Apart(Continuous, given.model, _STREAMS) as theirs:
+            continuous = _against(given, ours, theirs, requests)
+        facts |= _roofline(given, ours, requests) | {"bfloat16": rough}
     return [
-        Claim.of("16 mixed streams: useful tokens/s ÷ generate, padded", batch, 2, at_least=True, **lengths, **roof),
+        Claim.of("16 mixed streams: useful tokens/s ÷ generate, padded", batch, 2, at_least=True, **facts),
         Claim.of("16 mixed streams: tokens/s ÷ transformers' continuous batching", continuous, 1, at_least=True),
     ]
 
 
-def _faster(given: Setting, requests: Many[Request]) -> Generate:
-    """`generate` with the cache that takes less time for these requests, each warmed up."""
-    peers = [Generate(given.model, cache) for cache in CACHES]
-    for peer in peers:
-        peer.rate(requests)
-    return max(peers, key=lambda peer: peer.rate(requests))
+def _against(given: Setting, ours: Served, theirs: Apart, requests: Many[Request]) -> PairedRatio:
+    return paired_ratio(lambda: ours.rate(requests), lambda: theirs.rate(requests), pairs=given.pairs)
+
+
+def _against_bfloat16(given: Setting, ours: Served, cache: str, requests: Many[Request]) -> dict[str, object]:
+    """The same beside a `generate` that computes in bfloat16: less work, and other texts than those of float32."""
+    with Apart(Generate, given.model, cache, torch.bfloat16) as theirs:
+        return _against(given, ours, theirs, requests).facts()
+
+
+def _faster(given: Setting, requests: Many[Request]) -> str:
+    """The cache with which `generate` takes less time for these requests, each warmed up."""
+    rates = {}
+    for cache in CACHES:
+        with Apart(Generate, given.model, cache) as peer:
+            peer.rate(requests)
+            rates[cache] = peer.rate(requests)
+    return max(rates, key=lambda cache: rates[cache])
 
 
 def _roofline(given: Setting, ours: Served, requests: Many[Request]) -> dict[str, object]:
@@ -87,17 +104,21 @@ def _roofline(given: Setting, ours: Served, requests: Many[Request]) -> dict[str
 
 def copy_bandwidth() -> float:
     """Bytes per second, read and written, of copying 256 MiB, the best of ten."""
-    source = torch.ones(1 << 26)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(10))
+
+    def copy() -> float:
+        source = torch.ones(1 << 26)
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / min(seconds(lambda: target.copy_(source)) for _ in range(10))
+
+    return on_own_thread(copy)
 
 
 def weight_bytes(given: Setting) -> int:
-    """Of all matrices that a step multiplies with, in float32; embeddings count as the head alone."""
+    """Of all matrices that a step multiplies with, at two bytes each; embeddings count as the head alone."""
     arch = read_architecture(given.model)
     attention = (2 * arch.heads + 2 * arch.kv_heads) * arch.head_dim * arch.hidden
     layer = attention + 3 * arch.hidden * arch.intermediate
-    return 4 * (arch.layers * layer + arch.vocab_size * arch.hidden)
+    return 2 * (arch.layers * layer + arch.vocab_size * arch.hidden)
 
 
 class Watch:

@@ -18,6 +18,7 @@ from ..cloud.runner import ModelRunner, Placement
 from ..cloud.submission import Submission
 from ..common.text import Text
 from ..models import starter
+from .apart import Apart
 from .kit import paired_ratio
 from .results import plot_bars, require_green, write_result
 
@@ -48,8 +49,9 @@ def main(arguments: Sequence[str]) -> None:
     figures: dict[str, Any] = {"prompt_tokens": shape[0], "answer_tokens": shape[1], "threads": given.threads}
     for streams in STREAMS:
         prompts = make_prompts(streams, given.prompt_tokens)
-        ours, theirs = Ours(given.model, prompts, *shape), Theirs(given.model, prompts, shape[1])
-        ratio = paired_ratio(ours.rate, theirs.rate, pairs=given.pairs)
+        ours = Ours(given.model, prompts, *shape)
+        with Apart(Theirs, given.model, prompts, shape[1]) as theirs:
+            ratio = paired_ratio(ours.rate, theirs.rate, pairs=given.pairs)
         ours.close()
         figures[f"streams_{streams}"] = ratio.facts()
         print(f"{streams:>3} streams: {ratio} times the tokens/s of transformers")

@@ -77,7 +77,7 @@ def _free_bytes(placement: Placement) -> int:
 
 
 def _weight_bytes(arch: Architecture, placement: Placement) -> int:
-    """About what the weights take: the large matrices, the head in float32."""
+    """What the weights take at most: the large matrices, the head in float32. Sixteen bits may hold them."""
     heads = (2 * arch.heads + 2 * arch.kv_heads) * arch.head_dim
     layers = arch.layers * arch.hidden * (heads + 3 * arch.intermediate)
     return (layers + arch.vocab_size * arch.hidden) * placement.dtype.itemsize + arch.vocab_size * arch.hidden * 4

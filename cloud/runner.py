@@ -16,6 +16,7 @@ from .architecture import Architecture, read_architecture
 from .batch import NULL_BLOCK, RESERVED_BLOCKS, TRASH_BLOCK, Rows, build_batch
 from .checkpoint import Report
 from .models import KvPool, Model
+from .own_thread import on_own_thread
 from .request import Choice
 from .sampler import choose
 from .scheduler import Work
@@ -99,8 +100,12 @@ class ModelRunner:
     ) -> ModelRunner:
         """Reads a Hugging Face directory; ModelDirError when it can't be served. `report` hears of every tensor."""
         arch = read_architecture(directory)
-        weights = load_weights(directory, arch, placement.device, placement.dtype, report)
-        return cls(arch, Model(arch, weights), placement, pool_tokens)
+
+        def load() -> ModelRunner:
+            weights = load_weights(directory, arch, placement.device, placement.dtype, report)
+            return cls(arch, Model(arch, weights), placement, pool_tokens)
+
+        return on_own_thread(load)
 
     def run(self, plan: Sequence[Work]) -> Outcome:
         """One pass over all of a plan."""

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiermesh.cloud.linear import Linear, PackedLinear, PlainLinear, linear
+from tiermesh.cloud.linear import HalfLinear, Linear, PackedLinear, PlainLinear, is_half, linear
 
 sizes = st.integers(1, 70)
 
 
-@pytest.mark.parametrize("kind", [linear, PackedLinear, PlainLinear])
+@pytest.mark.parametrize("kind", [linear, HalfLinear, PackedLinear, PlainLinear])
 @settings(max_examples=40, deadline=None)
 @given(rows=sizes, inner=sizes, out=sizes, biased=st.booleans(), seed=st.integers(0, 99))
 def test_products_are_those_of_the_definition(
@@ -21,7 +21,8 @@ def test_products_are_those_of_the_definition(
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    weight, bias = drawn(out, inner), drawn(out) if biased else None
+    # As checkpoints have it: sixteen bits.
+    weight, bias = drawn(out, inner).to(torch.bfloat16).float(), drawn(out) if biased else None
     inputs, added = drawn(rows, inner), drawn(rows, out)
     expected = inputs.double() @ weight.double().t() + (0 if bias is None else bias.double())
     product = kind(weight, bias)  # type: ignore[call-arg]
@@ -44,3 +45,16 @@ def test_the_weight_may_be_forgotten() -> None:
     packed, expected = linear(weight), torch.ones(1, 16) @ weight.t()
     weight.zero_()
     torch.testing.assert_close(packed(torch.ones(1, 16)), expected)
+
+
+def test_only_what_sixteen_bits_hold_is_kept_in_sixteen_bits() -> None:
+    stored = torch.randn(40, 30).mul_(0.02).to(torch.bfloat16).float()
+    assert isinstance(linear(stored), HalfLinear)
+    full = torch.randn(40, 30)
+    large, lone = stored.clone(), stored.clone()
+    large[3, 4] = 1e5
+    lone[39] = full[39]
+    for weight in (full, large, lone):
+        assert not is_half(weight)
+        product = linear(weight)
+        torch.testing.assert_close(product(torch.eye(30)), weight.t())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tiermesh.cloud import checkpoint
 from tiermesh.cloud.architecture import read_architecture
 from tiermesh.cloud.checkpoint import INDEX
 from tiermesh.cloud.load_report import load_report
+from tiermesh.cloud.runner import ModelRunner, Placement
 from tiermesh.cloud.weights import load_weights
 from tiermesh.common.errors import ModelDirError
 from tiermesh.training.random_model import write_random_model
@@ -43,6 +46,7 @@ def shard(directory: Path, count: int) -> list[Path]:
 
 MEASURE = """
 import sys
+import time
 from pathlib import Path
 import torch
 from tiermesh.cloud.architecture import read_architecture
@@ -54,7 +58,7 @@ def kib(key):
 
 torch.set_num_threads(1)
 directory = Path(sys.argv[1])
-linear(torch.zeros(64, 64))(torch.zeros(1, 64))  # What a first product loads is not the model's.
+linear(torch.full((64, 64), 1 / 3))(torch.zeros(1, 64))  # What a first product loads is not the model's.
 before = kib("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 weights = load_weights(directory, read_architecture(directory), torch.device("cpu"), torch.float32)
@@ -74,6 +78,23 @@ def test_memory_peaks_at_the_model_and_one_shard(tmp_path: Path) -> None:
     assert after > 0.9 * total, "the model isn't there"
     # The rest is what the allocator, the room for one product and the interpreter take.
     assert peak < total + largest + 16e6, f"{peak / 1e6:.0f} MB for {total / 1e6:.0f} MB of weights"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in Linux's /proc")
+def test_loading_leaves_no_thread_behind(tmp_path: Path) -> None:
+    write_random_model(tmp_path, layers=2, hidden=256, heads=4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        before = set(os.listdir("/proc/self/task"))
+        ModelRunner.load(tmp_path, Placement(CPU, torch.float32), 64)
+        # They end just behind the thread that they served.
+        until = time.monotonic() + 5
+        while (left := set(os.listdir("/proc/self/task")) - before) and time.monotonic() < until:
+            os.sched_yield()
+        assert not left
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_at_most_one_shard_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
