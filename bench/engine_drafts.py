@@ -15,6 +15,7 @@ from ..cloud.runner import Outcome
 from ..cloud.scheduler import Work
 from ..common.text import Text
 from ..common.types import Sampling
+from .apart import Apart
 from .engine_claims import Claim, Setting
 from .engine_served import Served, uniform
 from .kit import paired_ratio
@@ -121,16 +122,17 @@ def _in_vain(given: Setting, streams: int) -> Claim:
     requests = uniform(streams, (given.few(64, 16),) * 2, (given.few(192 if streams == 1 else 64, 16),) * 2, seed=3)
     pool = streams * 512
 
-    def served(ngram_drafts: bool) -> Served:
-        return Served.model(given.model, EngineConfig(slots=streams, ngram_drafts=ngram_drafts), pool)
+    def config(ngram_drafts: bool) -> EngineConfig:
+        return EngineConfig(slots=streams, ngram_drafts=ngram_drafts)
 
-    def sampled(place: int) -> Sampling:
-        return Sampling(temperature=1.0, seed=place)
-
-    with served(True) as on, served(False) as off:
+    # In a process of its own each, as a worker is.
+    with (
+        Served.model(given.model, config(True), pool) as on,
+        Apart(Served.model, given.model, config(False), pool) as off,
+    ):
         cost = paired_ratio(
-            lambda: 1 / on.rate(requests, sampled),
-            lambda: 1 / off.rate(requests, sampled),
+            lambda: 1 / on.rate(requests, _sampled),
+            lambda: 1 / off.rate(requests, _sampled),
             pairs=given.few(3, 1) * given.pairs,
         )
         load = on.load
@@ -138,3 +140,7 @@ def _in_vain(given: Setting, streams: int) -> Claim:
     facts = {"drafted": load.drafted, "accepted": load.accepted, "decoded_rows": tokens, "temperature": 1.0}
     what = f"nothing to copy, {streams} stream{'s' * (streams > 1)}: time with drafts ÷ without"
     return Claim.of(what, cost, 1.03, at_least=False, **facts)
+
+
+def _sampled(place: int) -> Sampling:
+    return Sampling(temperature=1.0, seed=place)

@@ -18,6 +18,7 @@ from tiermesh.common.errors import TiermeshError
 from ..cloud.engine import EngineConfig
 from ..common.config import TierConfig
 from ..training.random_model import write_random_model
+from .apart import Apart
 from .engine_claims import Claim, Setting
 from .engine_served import Request, Served, Stream, drawn, uniform
 from .kit import PairedRatio, paired_ratio, percentile
@@ -138,10 +139,14 @@ def _cost_without_hits(given: Setting) -> Claim:
     requests = uniform(16, (16, given.few(512, 48)), (16, given.few(64, 24)), seed=1)
     pool = sum(len(prompt) + tokens + 16 for prompt, tokens in requests)
 
-    def served(cache: bool) -> Served:
-        return Served.model(given.model, EngineConfig(prefix_cache=cache, ngram_drafts=False), pool)
+    def config(cache: bool) -> EngineConfig:
+        return EngineConfig(prefix_cache=cache, ngram_drafts=False)
 
-    with served(True) as on, served(False) as off:
+    # In a process of its own each, as a worker is.
+    with (
+        Served.model(given.model, config(True), pool) as on,
+        Apart(Served.model, given.model, config(False), pool) as off,
+    ):
         cost = paired_ratio(
             lambda: 1 / on.rate(requests), lambda: 1 / off.rate(requests), pairs=given.few(3, 1) * given.pairs
         )
@@ -173,6 +178,8 @@ def tiers(given: Setting) -> list[Claim]:
             compared += sum(len(stream.ids) for stream in streams)
             rounds.append((percentile(busy, 0.95), percentile(idle, 0.95), step_s))
         preemptions = dict(ours.load.preemptions)
+    if not any(preemptions.values()):
+        raise TiermeshError("nobody gave way: the engine was not full when realtime requests came")
     bound = _ratio([busy for busy, _, _ in rounds], [idle + 2 * step_s for _, idle, step_s in rounds])
     facts = {"idle_p95_s": [r[1] for r in rounds], "step_s": [r[2] for r in rounds], "preemptions": preemptions}
     what = "saturated by batch: realtime TTFT p95 ÷ (idle TTFT p95 + 2 saturated steps)"
