@@ -52,7 +52,7 @@ _KEEP = """
 local function keep(prefix, id, value, ttl_ms, max_entries, max_bytes)
   local index, sizes = prefix .. 'i', prefix .. 'z'
   local time = redis.call('TIME')
-  local now = time[1] * 1000 + math.floor(time[2] / 1000)
+  local now = time[1] * 1000 + time[2] / 1000  -- to the microsecond: of two within a millisecond the older goes first
   local count, sum = redis.call('ZCARD', index), 0
   if redis.call('HLEN', sizes) == count + 1 then
     sum = tonumber(redis.call('HGET', sizes, ''))
