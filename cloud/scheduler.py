@@ -198,9 +198,8 @@ class Scheduler:
         sequence.published = sequence.computed // size
 
     def _share(self) -> list[Work]:
-        ready = self._with_blocks()
-        readers = [s for s in ready if s.reading]
-        deciders = self._unpaused([s for s in ready if not s.reading], readers)
+        ready = self._unpaused(self._with_blocks())
+        readers, deciders = [s for s in ready if s.reading], [s for s in ready if not s.reading]
         works, budget = list[Work](), self.step_tokens
         limits = {False: budget, True: self._reading_limit(readers, deciders)}
         for sequence in (*deciders, *readers):
@@ -222,12 +221,13 @@ class Scheduler:
                 self._make_room(sequence)
         return [s for s in ranked if s.state is State.RUNNING and s.pending]
 
-    def _unpaused(self, deciders: list[Sequence], readers: list[Sequence]) -> list[Sequence]:
-        """Those who decode or verify in this step."""
-        going = [s for s in deciders if not readers or s.tier <= readers[0].tier]
-        if len(going) == len(deciders) or self._paused == _PAUSE:
+    def _unpaused(self, ready: list[Sequence]) -> list[Sequence]:
+        """Those who run in this step: who ranks below a tier that reads its prompt would only prolong it."""
+        reader = next((s for s in ready if s.reading), None)
+        going = [s for s in ready if reader is None or s.tier <= reader.tier]
+        if len(going) == len(ready) or self._paused == _PAUSE:
             self._paused = 0
-            return deciders
+            return ready
         self._paused += 1
         return going
 

@@ -240,6 +240,18 @@ def test_lower_tiers_pause_while_a_higher_one_reads_but_for_every_eighth_step() 
     assert steps.index(True) == 7
 
 
+def test_a_lower_tier_reads_nothing_in_the_step_that_gives_a_higher_one_its_first_token() -> None:
+    made = scheduler(step_tokens=64)
+    made.add(low := sequence(1, 200, tier=LOW))
+    take_in(made, made.plan())
+    made.add(high := sequence(2, 20, tier=HIGH))
+    plan = made.plan()
+    assert [(work.sequence, work.count) for work in plan] == [(high, 20)]
+    take_in(made, plan)
+    take_in(made, plan := made.plan())
+    assert {work.sequence for work in plan} == {high, low}
+
+
 def test_a_long_prompt_prolongs_the_steps_of_those_who_decode_by_a_bounded_share() -> None:
     made = scheduler(blocks=400, slots=9, step_tokens=128)
     for number in range(8):
