@@ -44,9 +44,10 @@ class Source:
 async def read(reader: Reader) -> tuple[str, int]:
     """The text, and how many events carried it."""
     text, events = "", 0
-    while (event := await reader.next()) is not None:
-        if isinstance(event, Tokens):
-            text, events = text + event.text, events + 1
+    while taken := await reader.take():
+        for event in taken:
+            if isinstance(event, Tokens):
+                text, events = text + event.text, events + 1
     await reader.leave()
     return text, events
 
