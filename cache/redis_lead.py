@@ -8,6 +8,7 @@ follows, and then from the start.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from ..common.types import Tokens
@@ -68,9 +69,14 @@ class RedisLead(Lead):
             if self._teller is not None:
                 self._teller.cancel()
 
-    async def finish(self, ending: Ending, keeping: Keeping) -> None:
-        """Keeps the answer and ends the lease."""
-        if not self._held:
+    def finish(self, ending: Ending, keeping: Keeping) -> Awaitable[None]:
+        """Keeps the answer and ends the lease. All that this store asks for later stands behind it in the line."""
+        held = self._held
+        self.lost()
+        return self._store.keep(self._finish(ending, keeping, held))
+
+    async def _finish(self, ending: Ending, keeping: Keeping, held: bool) -> None:
+        if not held:
             return
         await self._fall_silent()
         names, seal = self.names, self._store.seal

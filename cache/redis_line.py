@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import hiredis
 from redis.asyncio import Connection, Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
@@ -155,7 +156,7 @@ class Line:
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         connection = self._connection
         assert connection is not None
-        await connection.send_packed_command(connection.pack_commands(commands))
+        await connection.send_packed_command([hiredis.pack_command(words) for words in commands])
         replies: list[Any] = []
         for _ in commands:
             try:
