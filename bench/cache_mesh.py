@@ -100,17 +100,26 @@ async def _answers(url: str) -> None:
 @asynccontextmanager
 async def router(worker: str, cache_url: str, ttl_s: float = 3600.0) -> AsyncIterator[str]:
     """A router that no limit holds up, before one worker: its address."""
+    async with router_process(worker, cache_url, ttl_s) as process:
+        yield process.addresses["listening"]
+
+
+@asynccontextmanager
+async def router_process(worker: str, cache_url: str, ttl_s: float = 3600.0) -> AsyncIterator[ServiceProcess]:
+    """The same, as the process that it is."""
     with tempfile.TemporaryDirectory() as folder:
         config = _config(Path(folder), worker, cache_url, ttl_s)
         process = await ServiceProcess.start(Service("router", ("--config", str(config))), lambda line: None)
         try:
-            yield await process.healthy(_READY_S)
+            await process.healthy(_READY_S)
+            yield process
         finally:
             await process.stop(10.0)
 
 
 def _config(folder: Path, worker: str, cache_url: str, ttl_s: float) -> Path:
-    limits = {"requests_per_minute": _NO_LIMIT, "tokens_per_minute": _NO_LIMIT, "concurrent": 256, "queued": 1024}
+    names = ("requests_per_minute", "tokens_per_minute", "concurrent", "queued")
+    limits = dict.fromkeys(names, _NO_LIMIT)
     values = {
         "mesh": {"secret_file": "mesh.secret"},
         "tenants": {"demo": {"api_keys": [key_hash(DEMO_KEY)], "limits": limits, "cache": {"ttl_s": ttl_s}}},

@@ -12,6 +12,17 @@ _READY_S = 120.0
 
 
 @asynccontextmanager
+async def hop(role: str, *arguments: str) -> AsyncIterator[ServiceProcess]:
+    """One of `bench/hops.py`, healthy."""
+    process = await ServiceProcess.start(Service(role, arguments=(role, *arguments), module="tiermesh.bench.hops"), lambda line: None)
+    try:
+        await process.healthy(_READY_S)
+        yield process
+    finally:
+        await process.stop(5.0)
+
+
+@asynccontextmanager
 async def started(name: str, keys: Mapping[str, object]) -> AsyncIterator[ServiceProcess]:
     """A healthy service on free ports; `keys` are those of its section in the configuration."""
     given = {"LISTEN": "127.0.0.1:0", "METRICS": "127.0.0.1:0", **keys}
