@@ -54,6 +54,18 @@ class Reader:
         fresh, self._at = items[self._at :], len(items)
         return _merged(fresh) if len(fresh) > 1 else tuple(fresh)
 
+    async def linger(self, within_s: float) -> bool:
+        """Waits for more, but no longer than that; whether more has come, so that `take` does not wait."""
+        items = self._flight.items
+        if self._at == len(items) and not (self._flight.done or self._stop):
+            self._wake.clear()
+            timer = asyncio.get_running_loop().call_later(within_s, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                timer.cancel()
+        return self._at < len(items) and self._stop is None
+
     def stop(self, error: TiermeshError) -> None:
         """Makes `take` raise, now or when it is called."""
         self._stop = error

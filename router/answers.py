@@ -36,9 +36,11 @@ class Answers:
         """Answers that somebody waits for."""
         return len(self._running)
 
-    async def answer(self, order: Order) -> AsyncGenerator[tuple[Event, ...], None]:
-        """Started, Tokens…, Finished; what is ready at once comes together. Closing it leaves the flight, which ends
-        when nobody listens any more."""
+    async def answer(self, order: Order, linger_s: float = 0.0) -> AsyncGenerator[tuple[Event, ...], None]:
+        """Started, Tokens…, Finished; what is ready at once comes together, with Started what comes within `linger_s`.
+
+        Closing it leaves the flight, which ends when nobody listens any more.
+        """
         self._check_id(order)
         model = self._parts.registry.model
         assert model is not None, "the service waits for a model"
@@ -49,6 +51,8 @@ class Answers:
             if order.metered and not reader.leads:
                 self._parts.limits.reserve(order.tenant, 0)
             while events := await reader.take():
+                if isinstance(events[-1], Started) and await reader.linger(linger_s):
+                    events += await reader.take()
                 given += sum(len(event.ids) for event in events if isinstance(event, Tokens))
                 yield tuple(self._own(event, order, reader.leads) for event in events)
         except Cancelled:
@@ -94,9 +98,8 @@ class Answers:
         return reader
 
     def _end_in_time(self, order: Order, reader: Reader) -> asyncio.TimerHandle:
-        late = DeadlineExceeded("the deadline passed before the answer was complete; allow more time")
         delay_s = max(0.0, order.deadline - self._parts.clock.now())
-        return asyncio.get_running_loop().call_later(delay_s, reader.stop, late)
+        return asyncio.get_running_loop().call_later(delay_s, _late, reader)
 
     async def _leave(self, order: Order, reader: Reader) -> None:
         own = (order.tenant.name, order.request.request_id)
@@ -105,3 +108,7 @@ class Answers:
         if not readers:
             del self._running[own]
         await reader.leave()
+
+
+def _late(reader: Reader) -> None:
+    reader.stop(DeadlineExceeded("the deadline passed before the answer was complete; allow more time"))
