@@ -1,8 +1,8 @@
 """What the router is measured between and beside: a worker that answers at once, and a relay without any logic.
 
 Each is a process: `python -P -m tiermesh.child PARENT tiermesh.bench.hops worker | proxy WORKER`. The worker gives
-every sequence one token per step, and a step is over when its message is with gRPC: a stream as fast as a wire takes it,
-one message for all sequences on the relay, one per token on a direct call. The proxy does what the router does to the
+every sequence one token per step, and a step is over when its message is with gRPC: as fast as a wire takes it, one
+message for all sequences on the relay, one per token on a direct call. The proxy does what the router does to the
 bytes (a client's stream becomes a session of one relay, and back) and nothing else: no types of ours, no tenants, no
 queue, no cache.
 """

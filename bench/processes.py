@@ -14,7 +14,8 @@ _READY_S = 120.0
 @asynccontextmanager
 async def hop(role: str, *arguments: str) -> AsyncIterator[ServiceProcess]:
     """One of `bench/hops.py`, healthy."""
-    process = await ServiceProcess.start(Service(role, arguments=(role, *arguments), module="tiermesh.bench.hops"), lambda line: None)
+    service = Service(role, (role, *arguments), module="tiermesh.bench.hops")
+    process = await ServiceProcess.start(service, lambda line: None)
     try:
         await process.healthy(_READY_S)
         yield process

@@ -1,9 +1,8 @@
-"""What the router adds: time to the first token, requests/s and tokens/s beside a logic-free proxy, memory per stream."""
+"""What the router adds: TTFT, requests/s and tokens/s beside a logic-free proxy and LiteLLM, memory per stream."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import random
 import statistics
 from collections.abc import Sequence

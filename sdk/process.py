@@ -53,8 +53,9 @@ class ServiceProcess:
     @classmethod
     async def start(cls, service: Service, say: Callable[[str], None]) -> ServiceProcess:
         """Starts the process, in a session of its own: Ctrl-C reaches us alone, and we stop it in order."""
+        module = service.module or f"tiermesh.{service.name}.main"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "tiermesh.child", str(os.getpid()), service.module or f"tiermesh.{service.name}.main"),
+            *(sys.executable, "-P", "-m", "tiermesh.child", str(os.getpid()), module),
             *service.arguments,
             env={**os.environ, **service.environ, "PYTHONUNBUFFERED": "1"},
             stdin=asyncio.subprocess.DEVNULL,
