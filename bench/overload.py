@@ -7,6 +7,7 @@ import asyncio
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..common.keys import key_hash, new_key
@@ -32,6 +33,8 @@ _SHARES = {
 }
 """Arrivals of each tenant, in parts of the capacity; twice that together. `flood` alone would fill the mesh."""
 _METER, _METER_S, _METER_AT_ONCE = "meter", 10.0, 16
+_IDLE = 50
+"""Requests that tell what the first token takes when nobody else asks."""
 _RETRIES, _LADDERS = 0.3, 0.1
 _NO_LIMIT = 10**9
 
@@ -45,8 +48,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--force", action="store_true", help="measure even a tree that was not tested, and record that")
     given = parser.parse_args(arguments)
     green = require_green(given.force)
-    capacity, asked = asyncio.run(_run(given.seconds, given.load, given.slots))
-    figures = {"load": given.load, "seconds": given.seconds, "capacity_per_s": capacity, "tiers": _TIERS} | _of(asked)
+    capacity, idle_s, asked = asyncio.run(_run(given.seconds, given.load, given.slots))
+    figures = {
+        "load": given.load,
+        "seconds": given.seconds,
+        "slots": given.slots,
+        "capacity_per_s": capacity,
+        "idle_ttft_ms": {f"p{p}": 1000 * percentile(idle_s, p / 100) for p in (50, 98)},
+        "tiers": _TIERS,
+    } | _of(asked)
     print(_table(figures))
     write_result("overload", figures, green=green)
     lines = {tier: _shares_by_time([o for o in asked.outcomes if o.tier == tier], s) for tier, s in _axis().items()}
@@ -56,7 +66,8 @@ def main(arguments: Sequence[str]) -> None:
 _AXES = ("part of the tier's TTFT budget", "share of the offered requests that have their first token")
 
 
-async def _run(seconds: float, load: float, slots: int) -> tuple[float, Asked]:
+async def _run(seconds: float, load: float, slots: int) -> tuple[float, list[float], Asked]:
+    """The capacity in requests/s, seconds to the first token on the idle mesh, and what came of the overload."""
     keys = {tenant: new_key() for tenant in (_METER, *(tenant for tenant, _ in _SHARES))}
     limits = {"requests_per_minute": _NO_LIMIT, "tokens_per_minute": _NO_LIMIT, "concurrent": 256, "queued": 256}
     async with started("cloud", {"THREADS": 1, "SLOTS": slots}) as worker:
@@ -70,6 +81,7 @@ async def _run(seconds: float, load: float, slots: int) -> tuple[float, Asked]:
             measuring = Load(address, [meter], prompts, _SEED)
             await measuring.closed(meter, _METER_AT_ONCE, _METER_S / 4)
             capacity = await measuring.closed(meter, _METER_AT_ONCE, _METER_S)
+            idle_s = await measuring.alone(replace(meter, tier="realtime"), _IDLE)
             await measuring.close()
             whole = sum(_SHARES.values())
             flows = [
@@ -78,7 +90,7 @@ async def _run(seconds: float, load: float, slots: int) -> tuple[float, Asked]:
             ]
             overloading = Load(address, flows, prompts, _SEED + 1)
             try:
-                return capacity, await overloading.open(seconds, _RETRIES, _LADDERS)
+                return capacity, idle_s, await overloading.open(seconds, _RETRIES, _LADDERS)
             finally:
                 await overloading.close()
 
@@ -109,6 +121,10 @@ def _of_tenant(outcomes: Sequence[Outcome], tier: str) -> dict[str, Any]:
         "refused": sum(not outcome.admitted for outcome in outcomes),
         "ttft_attained": sum(value <= budget_s for value in first_s) / max(1, len(outcomes)),
         "ttft_ms": {f"p{p}": 1000 * percentile(first_s, p / 100) for p in (50, 95, 99)} if first_s else {},
+        "median_ms": {
+            stage: 1000 * statistics.median(outcome.timings.get(stage, 0.0) for outcome in finished)
+            for stage in dict.fromkeys(name for outcome in finished for name in outcome.timings)
+        },
     }
 
 
@@ -143,13 +159,19 @@ def _shares_by_time(outcomes: Sequence[Outcome], budget_s: float) -> tuple[list[
 
 
 def _table(figures: dict[str, Any]) -> str:
-    lines = [f"capacity {figures['capacity_per_s']:.1f} requests/s; {figures['load']:g} times that arrived"]
+    idle = figures["idle_ttft_ms"]
+    lines = [
+        f"capacity {figures['capacity_per_s']:.1f} requests/s; {figures['load']:g} times that arrived; idle TTFT p50 "
+        f"{idle['p50']:.0f} ms, p98 {idle['p98']:.0f} ms"
+    ]
     for tenant, row in figures["tenants"].items():
         ttft = "  ".join(f"{p} {ms:.0f} ms" for p, ms in row["ttft_ms"].items())
         lines.append(
             f"{tenant:<6} {row['tier']:<8} offered {row['offered']:5}  refused {row['refused']:5}  finished "
             f"{row['finished']:5}  TTFT in its budget {row['ttft_attained']:6.1%} of offered  {ttft}"
         )
+    where = {stage: round(ms, 1) for stage, ms in figures["tenants"]["voice"]["median_ms"].items()}
+    lines.append(f"realtime, median ms: {where}")
     lines.append(f"admitted, by end: {figures['admitted']}; not admitted: {figures['not_admitted']}")
     retries, ladders = figures["retries"], figures["ladders"]
     if retries["count"]:

@@ -43,6 +43,8 @@ class Outcome:
     ended: str = ""
     """A finish reason, or an error's."""
     retry_after_s: float | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds by hop and stage, of a finished one."""
 
 
 @dataclass(slots=True)
@@ -85,6 +87,16 @@ class Load:
 
         await asyncio.gather(*(one() for _ in range(at_once)))
         return finished / (time.perf_counter() - begun)
+
+    async def alone(self, flow: Flow, count: int) -> list[float]:
+        """Seconds to the first token of answers of one token, one after the other."""
+        first_s = []
+        for _ in range(count):
+            outcome = Outcome(flow.tenant, flow.tier, 0.0)
+            await self._ask(flow, {**self._wish(), "max_tokens": 1}, outcome)
+            if outcome.ttft_s is not None:
+                first_s.append(outcome.ttft_s)
+        return first_s
 
     async def open(self, seconds: float, retries: float, ladders: float) -> Asked:
         """Poisson arrivals of all flows for so long, then until the last has ended.
@@ -149,6 +161,7 @@ class Load:
                         outcome.tokens += len(event.ids)
                     elif isinstance(event, Finished):
                         outcome.ended = event.reason.value
+                        outcome.timings = {f"{one.hop} {one.stage}": one.duration_s for one in event.timings}
         except TiermeshError as error:
             outcome.ended, outcome.retry_after_s = error.reason, error.retry_after_s
 

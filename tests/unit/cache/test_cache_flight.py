@@ -83,6 +83,26 @@ async def test_a_late_reader_gets_merged_events() -> None:
     assert await read(reader) == ("0123456789", 1)
 
 
+async def test_one_that_lingers_gets_what_comes_meanwhile() -> None:
+    flights, source = Flights(), Source()
+    reader = flights.join("k", 1.0, source)
+    source.tell(1)
+    assert [event.text for event in await reader.take() if isinstance(event, Tokens)] == ["1"]
+    assert not await reader.linger(0.001)
+    lingering = asyncio.create_task(reader.linger(30.0))
+    await settle()
+    source.tell(2)
+    assert await lingering
+    lingering = asyncio.create_task(reader.linger(30.0))
+    assert await lingering, "what came already needs no waiting"
+    assert [event.text for event in await reader.take() if isinstance(event, Tokens)] == ["2"]
+    lingering = asyncio.create_task(reader.linger(30.0))
+    await settle()
+    reader.stop(Cancelled("enough"))
+    assert not await lingering, "one that is stopped has nothing to wait for"
+    await reader.leave()
+
+
 async def test_the_last_to_leave_ends_it_and_only_the_last() -> None:
     flights, source = Flights(), Source()
     readers = [flights.join("k", 1.0, source) for _ in range(3)]
