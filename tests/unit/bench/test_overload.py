@@ -11,7 +11,7 @@ from tiermesh.bench.overload_load import Asked, Outcome
 def test_a_refusal_and_a_late_first_token_are_misses_of_the_offered() -> None:
     outcomes = [
         Outcome("voice", "realtime", 0.0, admitted=True, ttft_s=0.02, tokens=5, ended="stop"),
-        Outcome("voice", "realtime", 0.1, admitted=True, ttft_s=0.3, tokens=7, ended="length"),
+        Outcome("voice", "realtime", 0.1, admitted=True, ttft_s=0.7, tokens=7, ended="length"),
         Outcome("voice", "realtime", 0.2, ended="OVERLOADED", retry_after_s=1.0),
         Outcome("voice", "realtime", 0.3, admitted=True, ended="UNAVAILABLE"),
     ]
