@@ -68,6 +68,7 @@ class Load:
         self._prompts = prompts
         self._draw = random.Random(seed)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ends = 0.0
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -103,10 +104,12 @@ class Load:
 
         Of the refused ones a share `retries` asks again once, after the delay that it was told, and goes on like any
         other when it is admitted; a share `ladders` asks at each rung until it is admitted, and then lets go at once.
+        What would be asked after the last arrival says nothing, and is left out.
         """
         total = sum(flow.per_s for flow in self.flows)
         begun = due = time.perf_counter()
-        while due < begun + seconds:
+        self._ends = begun + seconds
+        while due < self._ends:
             due += self._draw.expovariate(total)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             (flow,) = self._draw.choices(self.flows, [flow.per_s for flow in self.flows])
@@ -126,19 +129,20 @@ class Load:
         if outcome.admitted or outcome.ended != Overloaded.reason or outcome.retry_after_s is None:
             return
         refused, told_s = time.perf_counter(), outcome.retry_after_s
-        if then == "retry":
+        if then == "retry" and refused + told_s < self._ends:
             await asyncio.sleep(told_s)
             again = Outcome(flow.tenant, flow.tier, outcome.due_s)
             await self._ask(flow, wish, again)
             self.asked.retried.append(again.admitted)
         elif then == "ladder":
-            worked = None
             for rung in RUNGS:
+                if refused + rung * told_s > self._ends:
+                    return
                 await asyncio.sleep(max(0.0, refused + rung * told_s - time.perf_counter()))
                 if await self._would_be_admitted(flow, wish):
-                    worked = time.perf_counter() - refused
-                    break
-            self.asked.ladders.append((told_s, worked))
+                    self.asked.ladders.append((told_s, time.perf_counter() - refused))
+                    return
+            self.asked.ladders.append((told_s, None))
 
     def _wish(self) -> Mapping[str, object]:
         """A prompt, and a length from a lognormal distribution: the median of 32 tokens, a tenth above 90."""

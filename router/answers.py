@@ -51,7 +51,7 @@ class Answers:
             if order.metered and not reader.leads:
                 self._parts.limits.reserve(order.tenant, 0)
             while events := await reader.take():
-                if isinstance(events[-1], Started) and await reader.linger(linger_s):
+                if linger_s and isinstance(events[-1], Started) and await reader.linger(linger_s):
                     events += await reader.take()
                 given += sum(len(event.ids) for event in events if isinstance(event, Tokens))
                 yield tuple(self._own(event, order, reader.leads) for event in events)
