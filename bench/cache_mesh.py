@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 import tempfile
@@ -10,7 +9,6 @@ from asyncio import create_subprocess_exec, sleep
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import redis.asyncio
 
@@ -20,11 +18,10 @@ from ..common.frames import Close, DownFrame, Hello, Load, Open, RelayFinished, 
 from ..common.keys import key_hash
 from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
-from ..common.secret import write_secret
 from ..common.types import Digests, FinishReason, ModelInfo, Usage
-from ..process import Service, ServiceProcess
+from ..process import ServiceProcess
+from .processes import configured_router
 
-_READY_S = 120.0
 _NO_LIMIT = 10**9
 
 
@@ -100,24 +97,19 @@ async def _answers(url: str) -> None:
 @asynccontextmanager
 async def router(worker: str, cache_url: str, ttl_s: float = 3600.0) -> AsyncIterator[str]:
     """A router that no limit holds up, before one worker: its address."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = _config(Path(folder), worker, cache_url, ttl_s)
-        process = await ServiceProcess.start(Service("router", ("--config", str(config))), lambda line: None)
-        try:
-            yield await process.healthy(_READY_S)
-        finally:
-            await process.stop(10.0)
+    async with router_process(worker, cache_url, ttl_s) as process:
+        yield process.addresses["listening"]
 
 
-def _config(folder: Path, worker: str, cache_url: str, ttl_s: float) -> Path:
-    limits = {"requests_per_minute": _NO_LIMIT, "tokens_per_minute": _NO_LIMIT, "concurrent": 256, "queued": 1024}
+@asynccontextmanager
+async def router_process(worker: str, cache_url: str, ttl_s: float = 3600.0) -> AsyncIterator[ServiceProcess]:
+    """The same, as the process that it is."""
+    names = ("requests_per_minute", "tokens_per_minute", "concurrent", "queued")
+    limits = dict.fromkeys(names, _NO_LIMIT)
     values = {
-        "mesh": {"secret_file": "mesh.secret"},
         "tenants": {"demo": {"api_keys": [key_hash(DEMO_KEY)], "limits": limits, "cache": {"ttl_s": ttl_s}}},
         "cache": {"url": cache_url},
-        "router": {"listen": "127.0.0.1:0", "metrics": None, "workers": [worker]},
+        "router": {"workers": [worker]},
     }
-    write_secret(folder / "mesh.secret")
-    config = folder / "mesh.yaml"
-    config.write_text(json.dumps(values))
-    return config
+    async with configured_router(values) as process:
+        yield process

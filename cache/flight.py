@@ -7,7 +7,7 @@ cancelled follower never cancels the others, and neither does the one who happen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Hashable
+from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -34,8 +34,11 @@ class Reader:
         self._stop: TiermeshError | None = None
         self._wake = asyncio.Event()
 
-    async def next(self) -> Event | None:
-        """What came since the last call, tokens merged; None after the end. Raises the flight's error or `stop`'s."""
+    async def take(self) -> tuple[Event, ...]:
+        """All that came since the last call, tokens merged; empty after the end.
+
+        Raises the flight's error or `stop`'s.
+        """
         items = self._flight.items
         while self._at == len(items):
             if self._stop is not None:
@@ -43,19 +46,28 @@ class Reader:
             if self._flight.error is not None:
                 raise self._flight.error
             if self._flight.done:
-                return None
+                return ()
             self._wake.clear()
             await self._wake.wait()
         if self._stop is not None:
             raise self._stop
-        first = self._at
-        self._at += 1
-        while self._at < len(items) and _mergeable(items[first], items[self._at]):
-            self._at += 1
-        return items[first] if self._at == first + 1 else _merged(items[first : self._at])
+        fresh, self._at = items[self._at :], len(items)
+        return _merged(fresh) if len(fresh) > 1 else tuple(fresh)
+
+    async def linger(self, within_s: float) -> bool:
+        """Waits for more, but no longer than that; whether more has come, so that `take` does not wait."""
+        items = self._flight.items
+        if self._at == len(items) and not (self._flight.done or self._stop):
+            self._wake.clear()
+            timer = asyncio.get_running_loop().call_later(within_s, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                timer.cancel()
+        return self._at < len(items) and self._stop is None
 
     def stop(self, error: TiermeshError) -> None:
-        """Makes `next` raise, now or when it is called."""
+        """Makes `take` raise, now or when it is called."""
         self._stop = error
         self._wake.set()
 
@@ -65,7 +77,8 @@ class Reader:
 
     async def leave(self) -> None:
         """Stops listening; the last reader to leave ends the computation and waits until it has let go."""
-        await self._flight.leave(self)
+        if (ending := self._flight.leave(self)) is not None:
+            await asyncio.shield(ending)
 
 
 class Flight:
@@ -94,15 +107,16 @@ class Flight:
         self._readers.add(reader)
         return reader
 
-    async def leave(self, reader: Reader) -> None:
-        """Drops a listener; see `Reader.leave`."""
+    def leave(self, reader: Reader) -> asyncio.Future[object] | None:
+        """Drops a listener; see `Reader.leave`. What there is to wait for, if anything."""
         self._readers.discard(reader)
         if self._readers or self._task is None:
-            return
+            return None
         self._forget()
-        if not self._task.done():
-            self._task.cancel()
-            await asyncio.shield(asyncio.gather(self._task, return_exceptions=True))
+        if self._task.done():
+            return None
+        self._task.cancel()
+        return asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self, stream: AsyncGenerator[Event, None]) -> None:
         try:
@@ -148,16 +162,30 @@ class Flights:
             del self._flights[key]
 
 
-def _mergeable(first: Event, second: Event) -> bool:
-    return (
-        isinstance(first, Tokens)
-        and isinstance(second, Tokens)
-        and (first.origin, first.degraded) == (second.origin, second.degraded)
-    )
+def _merged(events: Sequence[Event]) -> tuple[Event, ...]:
+    """The same, tokens of one origin that stand side by side as one event."""
+    merged: list[Event] = []
+    run: list[Tokens] = []
+    for event in events:
+        if run and not (isinstance(event, Tokens) and _alike(run[0], event)):
+            merged.append(_joined(run))
+            run = []
+        if isinstance(event, Tokens):
+            run.append(event)
+        else:
+            merged.append(event)
+    if run:
+        merged.append(_joined(run))
+    return tuple(merged)
 
 
-def _merged(items: list[Event]) -> Tokens:
-    parts = [item for item in items if isinstance(item, Tokens)]
+def _alike(first: Tokens, second: Tokens) -> bool:
+    return (first.origin, first.degraded) == (second.origin, second.degraded)
+
+
+def _joined(parts: Sequence[Tokens]) -> Tokens:
+    if len(parts) == 1:
+        return parts[0]
     return replace(
         parts[0],
         ids=tuple(i for part in parts for i in part.ids),

@@ -42,7 +42,7 @@ class MemoryStore:
         self._tenants: dict[str, OrderedDict[str, _Kept]] = {}
         self._held: dict[str, int] = {}
         self._order: OrderedDict[CacheKey, None] = OrderedDict()
-        self._runs = Runs(self.put, self._observer)
+        self._runs = Runs(self._keep, self._observer)
         self.bytes = 0
         """Sum of the entries' sizes."""
 
@@ -81,6 +81,9 @@ class MemoryStore:
 
     async def put(self, key: CacheKey, entry: Entry, keeping: Keeping) -> None:
         """Keeps an entry; one larger than the tenant's share is not kept."""
+        self._keep(key, entry, keeping)
+
+    def _keep(self, key: CacheKey, entry: Entry, keeping: Keeping) -> None:
         self._drop(key)
         kept = _Kept(encode_entry(entry), self._clock.now() + keeping.ttl_s, key.model)
         share = int(self._max_bytes * _TENANT_SHARE)

@@ -11,7 +11,7 @@ from .keys import CacheKey
 from .port import Ending, Follower, Keeping, Lead, Observer
 from .recorder import Recorder
 
-Keep = Callable[[CacheKey, Entry, Keeping], Awaitable[None]]
+Keep = Callable[[CacheKey, Entry, Keeping], None]
 
 
 class _Run:
@@ -78,17 +78,20 @@ class MemoryLead(Lead):
             self._run.told.add(tokens)
             self._run.wake()
 
-    async def finish(self, ending: Ending, keeping: Keeping) -> None:
+    def finish(self, ending: Ending, keeping: Keeping) -> Awaitable[None]:
         """Keeps the answer and tells the ending."""
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        finished.set_result(None)
         run = self._run
         if run.leader is not self:
-            return
+            return finished
         entry = run.told.entry(ending.reason, ending.usage)
         if entry is not None and self._runs.under_way(run):
-            await self._runs.keep(run.name[0], entry, keeping)
+            self._runs.keep(run.name[0], entry, keeping)
         run.ending, run.leader = ending, None
         self._runs.over(run)
         run.wake()
+        return finished
 
     async def abandon(self) -> None:
         """A follower takes over; without one the run is over."""

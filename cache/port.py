@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -41,8 +41,12 @@ class Lead(ABC):
         """More of the answer, to be told to followers; does not wait for that."""
 
     @abstractmethod
-    async def finish(self, ending: Ending, keeping: Keeping) -> None:
-        """The answer is complete: keeps it, if it may be kept and nobody else has taken over, and ends the lead."""
+    def finish(self, ending: Ending, keeping: Keeping) -> Awaitable[None]:
+        """The answer is complete: keeps it, if it may be kept and nobody else has taken over, and ends the lead.
+
+        Begins at once, and nobody has to await it: whoever asks this store from now on gets the answer, and others
+        find the lead taken until they do.
+        """
 
     @abstractmethod
     async def abandon(self) -> None:

@@ -8,7 +8,8 @@ follows, and then from the start.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
 
 from ..common.types import Tokens
 from .codec import encode_ending, encode_entry, encode_piece
@@ -68,16 +69,20 @@ class RedisLead(Lead):
             if self._teller is not None:
                 self._teller.cancel()
 
-    async def finish(self, ending: Ending, keeping: Keeping) -> None:
-        """Keeps the answer and ends the lease."""
+    def finish(self, ending: Ending, keeping: Keeping) -> Awaitable[None]:
+        """Keeps the answer and ends the lease. All that this store asks for later stands behind it in the line."""
         if not self._held:
-            return
-        await self._fall_silent()
+            return self._store.keep(self._fall_silent())
+        self.lost()
+        return self._store.keep(self._kept(self._post(ending, keeping)))
+
+    def _post(self, ending: Ending, keeping: Keeping) -> Awaitable[Any]:
         names, seal = self.names, self._store.seal
         entry = self._said.entry(ending.reason, ending.usage)
         value = seal.close(names.entry, encode_entry(entry)) if entry is not None else b""
+        # The teller's last part may stand before this one in the line, unanswered: it then comes twice, without harm.
         rest = (encode_piece(self._said.since(*self._told)), encode_ending(ending))
-        reply = await self._store.line.call(
+        return self._store.line.post(
             FINISH,
             (names.lease, names.story, names.bells),
             (
@@ -93,6 +98,10 @@ class RedisLead(Lead):
                 STORY_MS,
             ),
         )
+
+    async def _kept(self, finished: Awaitable[Any]) -> None:
+        reply = await finished
+        await self._fall_silent()
         if reply is not None:
             self._store.took(self._key.tenant, reply)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import hiredis
 from redis.asyncio import Connection, Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
@@ -81,14 +82,30 @@ class Line:
         late: Late | None = None,
     ) -> Any:
         """What a script answers, or None when it doesn't in time; `late` is then given what comes after all."""
-        if not self.breaker.closed:
+        return await self.post(script, keys, arguments, budget_s=budget_s, late=late)
+
+    def post(
+        self,
+        script: Script,
+        keys: Sequence[str] = (),
+        arguments: Sequence[Any] = (),
+        *,
+        budget_s: float | None = None,
+        late: Late | None = None,
+    ) -> Awaitable[Any]:
+        """As `call`, but stands in the line as soon as this returns; what it returns is to be awaited at once."""
+        call: _Call | None = None
+        if self.breaker.closed:
+            call = _Call(("EVALSHA", script.sha, len(keys), *keys, *arguments), late)
+            self._waiting.append(call)
+            self._wake.set()
+        return self._answer(call, budget_s or self._budget_s)
+
+    async def _answer(self, call: _Call | None, budget_s: float) -> Any:
+        if call is None:
             self._observer.called("not_tried")
             return None
-        call = _Call(("EVALSHA", script.sha, len(keys), *keys, *arguments), late)
-        self._waiting.append(call)
-        self._wake.set()
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(budget_s or self._budget_s, self._overrun, call, _TURNS)
+        timer = asyncio.get_running_loop().call_later(budget_s, self._overrun, call, _TURNS)
         try:
             reply = await call.reply
         finally:
@@ -155,7 +172,7 @@ class Line:
     async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         connection = self._connection
         assert connection is not None
-        await connection.send_packed_command(connection.pack_commands(commands))
+        await connection.send_packed_command([hiredis.pack_command(words) for words in commands])
         replies: list[Any] = []
         for _ in commands:
             try:

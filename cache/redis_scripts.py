@@ -47,12 +47,13 @@ end
 """
 
 # Keeps a value under its tenant's quotas. Redis forgets entries by itself, by time or for space, and tells nobody:
-# those count until their time is over. Should one of the two books be evicted, both begin anew.
+# those count until their time is over. Should one of the two books be evicted, both begin anew. Times are microseconds:
+# of two entries kept within a millisecond the later one must not go first.
 _KEEP = """
 local function keep(prefix, id, value, ttl_ms, max_entries, max_bytes)
   local index, sizes = prefix .. 'i', prefix .. 'z'
   local time = redis.call('TIME')
-  local now = time[1] * 1000 + time[2] / 1000  -- to the microsecond: of two within a millisecond the older goes first
+  local now = time[1] * 1000000 + time[2]
   local count, sum = redis.call('ZCARD', index), 0
   if redis.call('HLEN', sizes) == count + 1 then
     sum = tonumber(redis.call('HGET', sizes, ''))
@@ -79,7 +80,7 @@ local function keep(prefix, id, value, ttl_ms, max_entries, max_bytes)
   end
   if kept then
     count, sum = count + 1, sum + #value
-    redis.pcall('ZADD', index, now + ttl_ms, id)
+    redis.pcall('ZADD', index, now + 1000 * ttl_ms, id)
     redis.pcall('HSET', sizes, id, #value)
   end
   redis.pcall('HSET', sizes, '', sum)

@@ -7,7 +7,7 @@ it is believed, and what does not open is dropped.
 from __future__ import annotations
 
 import asyncio
-import secrets
+from base64 import urlsafe_b64encode
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 
 from ..common.cache_types import Holdings, Scope
 from ..common.clock import Clock
+from ..common.draws import draw_bytes, draw_hex
 from ..common.errors import Unavailable
 from ..common.secret import Secret
 from ..common.telemetry import get_logger
@@ -74,8 +75,11 @@ class RedisStore:
         budget_s: float = 0.005,
         lease_s: float = 2.0,
     ) -> None:
-        # The client's own retries are off: a call has no time for them, and the line does better for the connection.
-        self._client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=_PATIENT_S, protocol=2)
+        # The client's own retries and time limits are off: the line has better ones, and each of the client's would
+        # cost a task or a timer.
+        self._client = Redis.from_url(
+            url, retry=Retry(NoBackoff(), 0), socket_connect_timeout=_PATIENT_S, socket_timeout=None, protocol=2
+        )
         self.observer = observer or Observer()
         self.line = Line(self._client, budget_s, clock, self.observer)
         self.bell = Bell(self._client)
@@ -84,6 +88,7 @@ class RedisStore:
         self.leads: set[RedisLead] = set()
         self._held: dict[str, Holdings] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._keeps: set[asyncio.Task[None]] = set()
 
     @property
     def state(self) -> State:
@@ -102,7 +107,8 @@ class RedisStore:
             self.beside(work)
 
     async def close(self) -> None:
-        """Hangs up."""
+        """Keeps what is being kept, and hangs up."""
+        await asyncio.gather(*self._keeps)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -145,7 +151,7 @@ class RedisStore:
 
     async def claim(self, key: CacheKey, lane: str, parts: int = 0) -> Claim | None:
         """Asks for an answer of which so many parts were heard; None when that brought nothing."""
-        token, name = secrets.token_hex(8), self.seal.request(key)
+        token, name = draw_hex(8), self.seal.request(key)
         holder = f"{token}:{self.bell.channel}"
         reply = await self.line.call(
             CLAIM,
@@ -208,11 +214,22 @@ class RedisStore:
             self.observer.evicted("quota", evicted)
         self._held[tenant] = Holdings(entries, size)
 
-    def beside(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does something that nobody waits for."""
+    def beside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Does something that nobody has to wait for."""
         task = asyncio.create_task(self._logged(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Keeps an answer beside; `close` waits for it.
+
+        There are never many: each ends within the budget of its call, and the breaker opens when five in a row don't.
+        """
+        task = self.beside(work)
+        self._keeps.add(task)
+        task.add_done_callback(self._keeps.discard)
+        return task
 
     async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -256,4 +273,4 @@ class RedisStore:
 
 def _fresh() -> str:
     """A part of a generation that nobody has drawn before."""
-    return secrets.token_urlsafe(6)
+    return urlsafe_b64encode(draw_bytes(6)).decode()

@@ -25,8 +25,9 @@ class Seal:
     """One mesh's names and MACs."""
 
     def __init__(self, secret: Secret) -> None:
-        self._naming = secret.derive(b"cache-names")
-        self._sealing = secret.derive(b"cache-entries")
+        # `hmac.digest` would let go of the interpreter each time (see `draws`); a keyed state to copy does not.
+        self._naming = hmac.new(secret.derive(b"cache-names"), digestmod="sha256")
+        self._sealing = hmac.new(secret.derive(b"cache-entries"), digestmod="sha256")
 
     def tenant(self, name: str) -> str:
         """What stands for a tenant."""
@@ -52,8 +53,11 @@ class Seal:
         return value
 
     def _name(self, kind: bytes, name: str) -> str:
-        digest = hmac.digest(self._naming, kind + b"\0" + name.encode("utf-8", "surrogatepass"), "sha256")
-        return urlsafe_b64encode(digest[:_NAME_BYTES]).decode()
+        mac = self._naming.copy()
+        mac.update(kind + b"\0" + name.encode("utf-8", "surrogatepass"))
+        return urlsafe_b64encode(mac.digest()[:_NAME_BYTES]).decode()
 
     def _tag(self, name: str, value: bytes) -> bytes:
-        return hmac.digest(self._sealing, name.encode() + b"\0" + value, "sha256")[:TAG_BYTES]
+        mac = self._sealing.copy()
+        mac.update(name.encode() + b"\0" + value)
+        return mac.digest()[:TAG_BYTES]

@@ -41,8 +41,11 @@ class Answerer(Protocol):
         """The verified caller; raises Unauthenticated or Forbidden."""
         ...
 
-    def generate(self, request: Request, caller: Caller) -> AsyncGenerator[Event, None]:
-        """Started, Tokens…, Finished. Closing the generator cancels all work for it, here and above."""
+    def generate(self, request: Request, caller: Caller) -> AsyncGenerator[Event | tuple[Event, ...], None]:
+        """Started, Tokens…, Finished; several that are ready at once may come as a tuple.
+
+        Closing the generator cancels all work for it, here and above.
+        """
         ...
 
     async def score(self, request: ScoreRequest, caller: Caller) -> Scores:
@@ -94,8 +97,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             ours = wire.request_from(request)
             ours = replace(ours, deadline_s=_time_left(context, ours.deadline_s))
             async with aclosing(self._answerer.generate(ours, caller)) as events:
-                async for event in events:
-                    yield wire.event_to(event)
+                async for told in events:
+                    ready = told if isinstance(told, tuple) else (told,)
+                    if request.together:
+                        yield wire.events_to(ready)
+                    else:
+                        for event in ready:
+                            yield wire.event_to(event)
         except TiermeshError as error:
             await abort(context, error)
         except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):

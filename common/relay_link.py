@@ -109,6 +109,12 @@ class LinkSession:
             with suppress(Unavailable):
                 self._link._send(Close(self._id, self._attempt, reason))
 
+    def ended(self) -> None:
+        """The answerer has said RelayFinished, and with that forgotten the session: there is nothing to close."""
+        if self._open:
+            self._open = False
+            self._link._forget(self._id)
+
     def _take(self, frame: SessionFrame) -> None:
         if frame.attempt != self._attempt:
             return

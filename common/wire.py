@@ -5,6 +5,7 @@ Reading checks only what the wire itself allows; `validate.py` checks the rest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
 
 from tiermesh.v1 import inference_pb2 as ipb
@@ -258,6 +259,19 @@ def event_to(event: t.Event) -> ipb.GenerateResponse:
                 reason=FINISH[event.reason], usage=usage_to(event.usage), timings=timings_to(event.timings)
             )
             return ipb.GenerateResponse(finished=finished)
+
+
+def events_from(pb: ipb.GenerateResponse) -> tuple[t.Event, ...]:
+    """All events of a message, in order. Raises InvalidRequest as `event_from`."""
+    return event_from(pb), *map(event_from, pb.then)
+
+
+def events_to(events: Sequence[t.Event]) -> ipb.GenerateResponse:
+    """Events that are ready at once, at least one, as one message."""
+    first = event_to(events[0])
+    if len(events) > 1:
+        first.then.extend(map(event_to, events[1:]))
+    return first
 
 
 def score_request_from(pb: ipb.ScoreRequest) -> t.ScoreRequest:

@@ -36,8 +36,11 @@ class Answers:
         """Answers that somebody waits for."""
         return len(self._running)
 
-    async def answer(self, order: Order) -> AsyncGenerator[Event, None]:
-        """Started, Tokens…, Finished. Closing it leaves the flight, which ends when nobody listens any more."""
+    async def answer(self, order: Order, linger_s: float = 0.0) -> AsyncGenerator[tuple[Event, ...], None]:
+        """Started, Tokens…, Finished; what is ready at once comes together, with Started what comes within `linger_s`.
+
+        Closing it leaves the flight, which ends when nobody listens any more.
+        """
         self._check_id(order)
         model = self._parts.registry.model
         assert model is not None, "the service waits for a model"
@@ -47,21 +50,28 @@ class Answers:
         try:
             if order.metered and not reader.leads:
                 self._parts.limits.reserve(order.tenant, 0)
-            while (event := await reader.next()) is not None:
-                if isinstance(event, Tokens):
-                    given += len(event.ids)
-                    if event.origin is Origin.CACHE:
-                        self._parts.metrics.tokens("cache", len(event.ids))
-                elif isinstance(event, Started):
-                    event = replace(event, request_id=order.request.request_id)
-                elif not reader.leads:
-                    event = replace(event, usage=replace(event.usage, billed_tokens=0))
-                yield event
+            while events := await reader.take():
+                if linger_s and isinstance(events[-1], Started) and await reader.linger(linger_s):
+                    events += await reader.take()
+                given += sum(len(event.ids) for event in events if isinstance(event, Tokens))
+                yield tuple(self._own(event, order, reader.leads) for event in events)
         except Cancelled:
-            yield Finished(FinishReason.CANCELLED, Usage(completion_tokens=given))
+            yield (Finished(FinishReason.CANCELLED, Usage(completion_tokens=given)),)
         finally:
             timer.cancel()
             await self._leave(order, reader)
+
+    def _own(self, event: Event, order: Order, leads: bool) -> Event:
+        """An event as this very request gets it: its own id, and no bill but for the one who computes."""
+        if isinstance(event, Tokens):
+            if event.origin is Origin.CACHE:
+                self._parts.metrics.tokens("cache", len(event.ids))
+        elif isinstance(event, Started):
+            if event.request_id != order.request.request_id:
+                return replace(event, request_id=order.request.request_id)
+        elif not leads:
+            return replace(event, usage=replace(event.usage, billed_tokens=0))
+        return event
 
     def cancel(self, tenant: str, request_id: str) -> bool:
         """Ends a running answer; its stream finishes as cancelled."""
@@ -88,9 +98,8 @@ class Answers:
         return reader
 
     def _end_in_time(self, order: Order, reader: Reader) -> asyncio.TimerHandle:
-        late = DeadlineExceeded("the deadline passed before the answer was complete; allow more time")
         delay_s = max(0.0, order.deadline - self._parts.clock.now())
-        return asyncio.get_running_loop().call_later(delay_s, reader.stop, late)
+        return asyncio.get_running_loop().call_later(delay_s, _late, reader)
 
     async def _leave(self, order: Order, reader: Reader) -> None:
         own = (order.tenant.name, order.request.request_id)
@@ -98,4 +107,8 @@ class Answers:
         readers.discard(reader)
         if not readers:
             del self._running[own]
-        await asyncio.shield(reader.leave())
+        await reader.leave()
+
+
+def _late(reader: Reader) -> None:
+    reader.stop(DeadlineExceeded("the deadline passed before the answer was complete; allow more time"))

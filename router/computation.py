@@ -131,7 +131,7 @@ class Computation:
                 parts.limits.settle(self._reservation, meter.used)
 
     async def _answer(self, meter: Meter) -> AsyncGenerator[Event, None]:
-        """From the pool, kept before its end is told: a client that has heard the end may ask again at once."""
+        """From the pool. A client that has heard the end may ask again at once, and finds the answer in the cache."""
         recorder = Recorder()
         async with aclosing(self._parts.dispatcher.answer(self._work)) as frames:
             async for frame in frames:
@@ -139,9 +139,10 @@ class Computation:
                     meter.tokens(len(frame.ids))
                     top = frame.top_logprobs
                     tokens = Tokens(frame.ids, frame.text, frame.origin, frame.logprobs, top_logprobs=top)
-                    recorder.add(tokens)
                     if self._lead is not None:
                         self._lead.add(tokens)
+                    elif self._order.kept:
+                        recorder.add(tokens)
                     yield tokens
                 else:
                     finished = meter.finished(frame, self._work)
@@ -151,7 +152,8 @@ class Computation:
     async def _keep(self, recorder: Recorder, finished: Finished) -> None:
         keeping = self._order.keeping
         if self._lead is not None:
-            await self._lead.finish(Ending(finished.reason, finished.usage), keeping)
+            self._lead.finish(Ending(finished.reason, finished.usage), keeping)
+            self._lead = None
         elif self._order.kept and len(recorder.ids) == len(self._work.ids):
             entry = recorder.entry(finished.reason, finished.usage)
             if entry is not None:

@@ -82,6 +82,13 @@ class Place:
             self.worker.in_flight -= 1
             self.session.close(reason)
 
+    def ended(self) -> None:
+        """The worker has ended the session."""
+        if self._open:
+            self._open = False
+            self.worker.in_flight -= 1
+            self.session.ended()
+
 
 class Dispatcher:
     """Places work at workers."""
@@ -146,7 +153,7 @@ class Dispatcher:
     def done(self, place: Place) -> None:
         """The answer is complete."""
         place.worker.succeeded()
-        place.close(CloseReason.DONE)
+        place.ended()
 
     def failed(self, work: Work, place: Place | None, error: TiermeshError) -> None:
         """Decides after an error: returns when another attempt makes sense, else raises it."""

@@ -225,15 +225,16 @@ class NodeSession:
     async def _whole(self) -> None:
         position = 0
         async with aclosing(self._answers.answer(self._order)) as events:
-            async for event in events:
-                if isinstance(event, Started):
-                    self._send(Accepted(self._session, self.attempt, 0, event.tier, event.model))
-                elif isinstance(event, Tokens):
-                    shown = event.ids, event.text, event.logprobs, event.origin, event.top_logprobs
-                    self._pass_on(RelayTokens(0, 0, position, *shown))
-                    position += len(event.ids)
-                else:
-                    self._pass_on(RelayFinished(0, 0, event.reason, event.usage, event.timings))
+            async for ready in events:
+                for event in ready:
+                    if isinstance(event, Started):
+                        self._send(Accepted(self._session, self.attempt, 0, event.tier, event.model))
+                    elif isinstance(event, Tokens):
+                        shown = event.ids, event.text, event.logprobs, event.origin, event.top_logprobs
+                        self._pass_on(RelayTokens(0, 0, position, *shown))
+                        position += len(event.ids)
+                    else:
+                        self._pass_on(RelayFinished(0, 0, event.reason, event.usage, event.timings))
 
     async def _entry(self) -> Entry | None:
         """The cached answer, if it begins with the very ids that were given."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, replace
 
 from ..cache.keys import CacheKey, cacheable, exact_key
 from ..cache.port import Keeping
 from ..common.config_types import TenantConfig
+from ..common.draws import draw_hex, draw_seed
 from ..common.types import CacheControl, Digests, Request
 
 
@@ -55,9 +55,9 @@ def order_of(
     """Fills in what the first hop draws: a private seed and a request id."""
     sampling = clamped.sampling
     if sampling.seed is None:
-        sampling = replace(sampling, seed=secrets.randbits(64))
+        sampling = replace(sampling, seed=draw_seed())
     assert clamped.deadline_s is not None, "a clamped request has its tier's deadline"
-    request = replace(clamped, sampling=sampling, request_id=clamped.request_id or secrets.token_hex(8))
+    request = replace(clamped, sampling=sampling, request_id=clamped.request_id or draw_hex(8))
     return Order(
         request=request,
         asked=replace(asked, deadline_s=None),

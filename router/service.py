@@ -27,6 +27,10 @@ _log = get_logger()
 FIRST_WORKER_GRACE_S = 2.0
 """How long a request waits for a first worker before it is refused: a worker restarts or reconnects in less."""
 
+_LINGER_S = 0.02
+"""How long Started waits for the first tokens, to be one message with them: each message costs 0.1 ms here, and the
+same at the client."""
+
 
 class RouterService:
     """Everything behind the ports of one router."""
@@ -80,17 +84,17 @@ class RouterService:
         """The tenant of the key that was shown. Raises Unauthenticated."""
         return Caller(self._core.directory.authenticate(bearer(metadata)).name)
 
-    async def generate(self, request: Request, caller: Caller) -> AsyncGenerator[Event, None]:
-        """Started, Tokens…, Finished; closing it cancels the work upstream."""
+    async def generate(self, request: Request, caller: Caller) -> AsyncGenerator[tuple[Event, ...], None]:
+        """Started, Tokens…, Finished, what is ready at once together; closing it cancels the work upstream."""
         tier, outcome = "", "abandoned"
         try:
             order = await self._admit(request, caller)
             tier = order.request.tier
-            async with aclosing(self._answers.answer(order)) as events:
-                async for event in events:
-                    if isinstance(event, Finished):
-                        outcome = event.reason.value
-                    yield event
+            async with aclosing(self._answers.answer(order, _LINGER_S)) as events:
+                async for ready in events:
+                    if isinstance(ready[-1], Finished):
+                        outcome = ready[-1].reason.value
+                    yield ready
         except TiermeshError as error:
             outcome = error.reason
             _log.info("refused", request_id=request.request_id, tenant=caller.tenant, reason=error.reason)

@@ -41,13 +41,15 @@ class Calls:
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """Events of one answer; closing the generator cancels the call, and with it all work upstream."""
-        call = self._stub.Generate(wire.request_to(request), timeout=request.deadline_s, metadata=self._metadata)
+        asked = wire.request_to(request)
+        asked.together = True
+        call = self._stub.Generate(asked, timeout=request.deadline_s, metadata=self._metadata)
         finished = False
         try:
             async for message in call:
-                event = wire.event_from(message)
-                finished = isinstance(event, Finished)
-                yield event
+                for event in wire.events_from(message):
+                    finished = isinstance(event, Finished)
+                    yield event
         except grpc.RpcError as exc:
             raise self._ours(exc) from exc
         finally:

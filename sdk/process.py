@@ -27,10 +27,12 @@ class Service:
     """What to start."""
 
     name: str
-    """"edge", "router" or "cloud"; its main is `tiermesh.<name>.main`."""
+    """"edge", "router" or "cloud"."""
     arguments: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     """Put over the environment of this process."""
+    module: str = ""
+    """Where its main is; empty for `tiermesh.<name>.main`."""
 
 
 class ServiceProcess:
@@ -51,8 +53,9 @@ class ServiceProcess:
     @classmethod
     async def start(cls, service: Service, say: Callable[[str], None]) -> ServiceProcess:
         """Starts the process, in a session of its own: Ctrl-C reaches us alone, and we stop it in order."""
+        module = service.module or f"tiermesh.{service.name}.main"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "tiermesh.child", str(os.getpid()), f"tiermesh.{service.name}.main"),
+            *(sys.executable, "-P", "-m", "tiermesh.child", str(os.getpid()), module),
             *service.arguments,
             env={**os.environ, **service.environ, "PYTHONUNBUFFERED": "1"},
             stdin=asyncio.subprocess.DEVNULL,

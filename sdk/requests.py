@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TypedDict, TypeVar, cast
 
+from tiermesh.common.draws import draw_hex
 from tiermesh.common.errors import InvalidRequest
 from tiermesh.common.types import CacheControl, ChatMessage, Prompt, Quality, Request, Sampling, ScoreRequest
 
@@ -92,7 +92,7 @@ def make_request(prompt: PromptLike, options: GenerateOptions) -> Request:
         "cache": _choice(CacheControl, rest.get("cache", CacheControl.USE), "cache"),
         "stop": (stop,) if isinstance(stop, str) else tuple(cast(Sequence[str], stop)),
         "stop_ids": tuple(cast(Sequence[int], rest.get("stop_ids", ()))),
-        "request_id": rest.get("request_id") or uuid.uuid4().hex,
+        "request_id": rest.get("request_id") or draw_hex(16),
     }
     return Request(prompt=make_prompt(prompt), sampling=sampling, **fields)  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tiermesh.v1 import types_pb2 as tiermesh_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btiermesh/v1/inference.proto\x12\x0btiermesh.v1\x1a\x17tiermesh/v1/types.proto\"\xf0\x02\n\x0fGenerateRequest\x12#\n\x06prompt\x18\x01 \x01(\x0b\x32\x13.tiermesh.v1.Prompt\x12\r\n\x05model\x18\x02 \x01(\t\x12\'\n\x08sampling\x18\x03 \x01(\x0b\x32\x15.tiermesh.v1.Sampling\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x10\n\x08stop_ids\x18\x06 \x03(\r\x12\x10\n\x08logprobs\x18\x07 \x01(\x08\x12\x0c\n\x04tier\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x04\x12%\n\x07quality\x18\n \x01(\x0e\x32\x14.tiermesh.v1.Quality\x12\x12\n\x05\x64\x65lta\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12(\n\x05\x63\x61\x63he\x18\x0c \x01(\x0e\x32\x19.tiermesh.v1.CacheControl\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x14\n\x0ctop_logprobs\x18\x0e \x01(\rB\x08\n\x06_delta\"\x96\x01\n\x10GenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.tiermesh.v1.StartedH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.tiermesh.v1.TokensH\x00\x12)\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.tiermesh.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"a\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12%\n\x07quality\x18\x04 \x01(\x0e\x32\x14.tiermesh.v1.Quality\"\x9c\x01\n\x06Tokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12#\n\x06origin\x18\x03 \x01(\x0e\x32\x13.tiermesh.v1.Origin\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12\x10\n\x08\x64\x65graded\x18\x05 \x01(\x08\x12.\n\x0ctop_logprobs\x18\x06 \x03(\x0b\x32\x18.tiermesh.v1.TopLogprobs\"~\n\x08\x46inished\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.tiermesh.v1.FinishReason\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.tiermesh.v1.Usage\x12$\n\x07timings\x18\x03 \x03(\x0b\x32\x13.tiermesh.v1.Timing\"\xba\x01\n\x0cScoreRequest\x12#\n\x06prompt\x18\x01 \x01(\x0b\x32\x13.tiermesh.v1.Prompt\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0c\x61nswer_start\x18\x03 \x01(\r\x12\'\n\x08sampling\x18\x04 \x01(\x0b\x32\x15.tiermesh.v1.Sampling\x12\x0c\n\x04tier\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x04\x12\x14\n\x0ctop_logprobs\x18\x07 \x01(\r\"\x8e\x01\n\rScoreResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x0f\n\x07\x63hoices\x18\x03 \x03(\r\x12\x17\n\x0f\x63hoice_logprobs\x18\x04 \x03(\x02\x12.\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x18.tiermesh.v1.TopLogprobs\"H\n\x12\x43ountTokensRequest\x12#\n\x06prompt\x18\x01 \x01(\x0b\x32\x13.tiermesh.v1.Prompt\x12\r\n\x05model\x18\x02 \x01(\t\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.tiermesh.v1.ModelInfo\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\x32\x81\x03\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.tiermesh.v1.GenerateRequest\x1a\x1d.tiermesh.v1.GenerateResponse0\x01\x12>\n\x05Score\x12\x19.tiermesh.v1.ScoreRequest\x1a\x1a.tiermesh.v1.ScoreResponse\x12P\n\x0b\x43ountTokens\x12\x1f.tiermesh.v1.CountTokensRequest\x1a .tiermesh.v1.CountTokensResponse\x12M\n\nListModels\x12\x1e.tiermesh.v1.ListModelsRequest\x1a\x1f.tiermesh.v1.ListModelsResponse\x12\x41\n\x06\x43\x61ncel\x12\x1a.tiermesh.v1.CancelRequest\x1a\x1b.tiermesh.v1.CancelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1btiermesh/v1/inference.proto\x12\x0btiermesh.v1\x1a\x17tiermesh/v1/types.proto\"\x82\x03\n\x0fGenerateRequest\x12#\n\x06prompt\x18\x01 \x01(\x0b\x32\x13.tiermesh.v1.Prompt\x12\r\n\x05model\x18\x02 \x01(\t\x12\'\n\x08sampling\x18\x03 \x01(\x0b\x32\x15.tiermesh.v1.Sampling\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x10\n\x08stop_ids\x18\x06 \x03(\r\x12\x10\n\x08logprobs\x18\x07 \x01(\x08\x12\x0c\n\x04tier\x18\x08 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\t \x01(\x04\x12%\n\x07quality\x18\n \x01(\x0e\x32\x14.tiermesh.v1.Quality\x12\x12\n\x05\x64\x65lta\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12(\n\x05\x63\x61\x63he\x18\x0c \x01(\x0e\x32\x19.tiermesh.v1.CacheControl\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x14\n\x0ctop_logprobs\x18\x0e \x01(\r\x12\x10\n\x08together\x18\x0f \x01(\x08\x42\x08\n\x06_delta\"\xc3\x01\n\x10GenerateResponse\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x14.tiermesh.v1.StartedH\x00\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.tiermesh.v1.TokensH\x00\x12)\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x15.tiermesh.v1.FinishedH\x00\x12+\n\x04then\x18\x04 \x03(\x0b\x32\x1d.tiermesh.v1.GenerateResponseB\x07\n\x05\x65vent\"a\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12%\n\x07quality\x18\x04 \x01(\x0e\x32\x14.tiermesh.v1.Quality\"\x9c\x01\n\x06Tokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12#\n\x06origin\x18\x03 \x01(\x0e\x32\x13.tiermesh.v1.Origin\x12\x10\n\x08logprobs\x18\x04 \x03(\x02\x12\x10\n\x08\x64\x65graded\x18\x05 \x01(\x08\x12.\n\x0ctop_logprobs\x18\x06 \x03(\x0b\x32\x18.tiermesh.v1.TopLogprobs\"~\n\x08\x46inished\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.tiermesh.v1.FinishReason\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.tiermesh.v1.Usage\x12$\n\x07timings\x18\x03 \x03(\x0b\x32\x13.tiermesh.v1.Timing\"\xba\x01\n\x0cScoreRequest\x12#\n\x06prompt\x18\x01 \x01(\x0b\x32\x13.tiermesh.v1.Prompt\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0c\x61nswer_start\x18\x03 \x01(\r\x12\'\n\x08sampling\x18\x04 \x01(\x0b\x32\x15.tiermesh.v1.Sampling\x12\x0c\n\x04tier\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x06 \x01(\x04\x12\x14\n\x0ctop_logprobs\x18\x07 \x01(\r\"\x8e\x01\n\rScoreResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\x12\x0f\n\x07\x63hoices\x18\x03 \x03(\r\x12\x17\n\x0f\x63hoice_logprobs\x18\x04 \x03(\x02\x12.\n\x0ctop_logprobs\x18\x05 \x03(\x0b\x32\x18.tiermesh.v1.TopLogprobs\"H\n\x12\x43ountTokensRequest\x12#\n\x06prompt\x18\x01 \x01(\x0b\x32\x13.tiermesh.v1.Prompt\x12\r\n\x05model\x18\x02 \x01(\t\"%\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"<\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.tiermesh.v1.ModelInfo\"#\n\rCancelRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\x32\x81\x03\n\x10InferenceService\x12I\n\x08Generate\x12\x1c.tiermesh.v1.GenerateRequest\x1a\x1d.tiermesh.v1.GenerateResponse0\x01\x12>\n\x05Score\x12\x19.tiermesh.v1.ScoreRequest\x1a\x1a.tiermesh.v1.ScoreResponse\x12P\n\x0b\x43ountTokens\x12\x1f.tiermesh.v1.CountTokensRequest\x1a .tiermesh.v1.CountTokensResponse\x12M\n\nListModels\x12\x1e.tiermesh.v1.ListModelsRequest\x1a\x1f.tiermesh.v1.ListModelsResponse\x12\x41\n\x06\x43\x61ncel\x12\x1a.tiermesh.v1.CancelRequest\x1a\x1b.tiermesh.v1.CancelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,31 +33,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tiermesh.v1.inference_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST']._serialized_start=70
-  _globals['_GENERATEREQUEST']._serialized_end=438
-  _globals['_GENERATERESPONSE']._serialized_start=441
-  _globals['_GENERATERESPONSE']._serialized_end=591
-  _globals['_STARTED']._serialized_start=593
-  _globals['_STARTED']._serialized_end=690
-  _globals['_TOKENS']._serialized_start=693
-  _globals['_TOKENS']._serialized_end=849
-  _globals['_FINISHED']._serialized_start=851
-  _globals['_FINISHED']._serialized_end=977
-  _globals['_SCOREREQUEST']._serialized_start=980
-  _globals['_SCOREREQUEST']._serialized_end=1166
-  _globals['_SCORERESPONSE']._serialized_start=1169
-  _globals['_SCORERESPONSE']._serialized_end=1311
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1313
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=1385
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1387
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1424
-  _globals['_LISTMODELSREQUEST']._serialized_start=1426
-  _globals['_LISTMODELSREQUEST']._serialized_end=1445
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1447
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1507
-  _globals['_CANCELREQUEST']._serialized_start=1509
-  _globals['_CANCELREQUEST']._serialized_end=1544
-  _globals['_CANCELRESPONSE']._serialized_start=1546
-  _globals['_CANCELRESPONSE']._serialized_end=1581
-  _globals['_INFERENCESERVICE']._serialized_start=1584
-  _globals['_INFERENCESERVICE']._serialized_end=1969
+  _globals['_GENERATEREQUEST']._serialized_end=456
+  _globals['_GENERATERESPONSE']._serialized_start=459
+  _globals['_GENERATERESPONSE']._serialized_end=654
+  _globals['_STARTED']._serialized_start=656
+  _globals['_STARTED']._serialized_end=753
+  _globals['_TOKENS']._serialized_start=756
+  _globals['_TOKENS']._serialized_end=912
+  _globals['_FINISHED']._serialized_start=914
+  _globals['_FINISHED']._serialized_end=1040
+  _globals['_SCOREREQUEST']._serialized_start=1043
+  _globals['_SCOREREQUEST']._serialized_end=1229
+  _globals['_SCORERESPONSE']._serialized_start=1232
+  _globals['_SCORERESPONSE']._serialized_end=1374
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1376
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=1448
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=1450
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=1487
+  _globals['_LISTMODELSREQUEST']._serialized_start=1489
+  _globals['_LISTMODELSREQUEST']._serialized_end=1508
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1510
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1570
+  _globals['_CANCELREQUEST']._serialized_start=1572
+  _globals['_CANCELREQUEST']._serialized_end=1607
+  _globals['_CANCELRESPONSE']._serialized_start=1609
+  _globals['_CANCELRESPONSE']._serialized_end=1644
+  _globals['_INFERENCESERVICE']._serialized_start=1647
+  _globals['_INFERENCESERVICE']._serialized_end=2032
 # @@protoc_insertion_point(module_scope)

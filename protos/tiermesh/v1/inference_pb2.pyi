@@ -37,6 +37,7 @@ class GenerateRequest(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOGETHER_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Empty means the default model."""
     max_tokens: _builtins.int
@@ -58,6 +59,8 @@ class GenerateRequest(_message.Message):
     """
     top_logprobs: _builtins.int
     """How many of the most probable ids come with each token; needs logprobs. At most 20."""
+    together: _builtins.bool
+    """Events that are ready at once may come in one message: a stream costs per message, not per event."""
     @_builtins.property
     def prompt(self) -> _types_pb2.Prompt:
         """Required."""
@@ -89,10 +92,11 @@ class GenerateRequest(_message.Message):
         cache: _types_pb2.CacheControl.ValueType = ...,
         request_id: _builtins.str = ...,
         top_logprobs: _builtins.int = ...,
+        together: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "delta", b"delta", "prompt", b"prompt", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "cache", b"cache", "deadline_ms", b"deadline_ms", "delta", b"delta", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "quality", b"quality", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_ids", b"stop_ids", "tier", b"tier", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_delta", b"_delta", "cache", b"cache", "deadline_ms", b"deadline_ms", "delta", b"delta", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "quality", b"quality", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_ids", b"stop_ids", "tier", b"tier", "together", b"together", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__delta: _TypeAlias = _typing.Literal["delta"]  # noqa: Y015
     _WhichOneofArgType__delta: _TypeAlias = _typing.Literal["_delta", b"_delta"]  # noqa: Y015
@@ -107,22 +111,28 @@ class GenerateResponse(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    THEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___Started: ...
     @_builtins.property
     def tokens(self) -> Global___Tokens: ...
     @_builtins.property
     def finished(self) -> Global___Finished: ...
+    @_builtins.property
+    def then(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateResponse]:
+        """Events that follow this one at once, in order; they have none of their own. Only where the request allows it."""
+
     def __init__(
         self,
         *,
         started: Global___Started | None = ...,
         tokens: Global___Tokens | None = ...,
         finished: Global___Finished | None = ...,
+        then: _abc.Iterable[Global___GenerateResponse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "started", b"started", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "finished", b"finished", "started", b"started", "then", b"then", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "tokens", "finished"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015

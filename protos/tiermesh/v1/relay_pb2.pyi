@@ -709,7 +709,7 @@ Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class RelayFinished(_message.Message):
-    """The answerer ended the answer."""
+    """The answerer ended the answer, and with it the session, which needs no Close any more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

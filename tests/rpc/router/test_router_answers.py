@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tiermesh.common import wire
 from tiermesh.common.errors import ConfigError, DeadlineExceeded, Unauthenticated, Unavailable
 from tiermesh.common.frames import CloseReason
 from tiermesh.common.types import Finished, FinishReason, Origin, Request, Sampling, Started, Tokens
@@ -50,6 +51,24 @@ async def test_the_second_time_the_cache_answers(toy: Any, start_worker: Any, st
     assert second[-1].usage.cached
     assert second[-1].usage.billed_tokens == 0
     assert second[-1].usage.completion_tokens == 12
+
+
+@pytest.mark.parametrize(("together", "messages"), [(True, 1), (False, 3)])
+async def test_a_hit_is_one_message_for_whoever_takes_events_together(
+    together: bool, messages: int, toy: Any, start_worker: Any, start_router: Any
+) -> None:
+    router = await start_router(await start_worker())
+    await router.client.events(Request("hello", 12))
+    asked = wire.request_to(Request("hello", 12))
+    asked.together = together
+    call = router.client.stub.Generate(asked, metadata=[("authorization", "Bearer demo-key")])
+    heard = [wire.events_from(message) async for message in call]
+    assert len(heard) == messages
+    started, tokens, finished = (event for events in heard for event in events)
+    assert isinstance(started, Started)
+    assert isinstance(tokens, Tokens)
+    assert isinstance(finished, Finished)
+    assert tokens.text == toy.text(toy.ids(Request("hello", 12), 12))
 
 
 async def test_identical_requests_in_flight_share_one_upstream_call(

@@ -44,9 +44,10 @@ class Source:
 async def read(reader: Reader) -> tuple[str, int]:
     """The text, and how many events carried it."""
     text, events = "", 0
-    while (event := await reader.next()) is not None:
-        if isinstance(event, Tokens):
-            text, events = text + event.text, events + 1
+    while taken := await reader.take():
+        for event in taken:
+            if isinstance(event, Tokens):
+                text, events = text + event.text, events + 1
     await reader.leave()
     return text, events
 
@@ -80,6 +81,26 @@ async def test_a_late_reader_gets_merged_events() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
     assert await read(reader) == ("0123456789", 1)
+
+
+async def test_one_that_lingers_gets_what_comes_meanwhile() -> None:
+    flights, source = Flights(), Source()
+    reader = flights.join("k", 1.0, source)
+    source.tell(1)
+    assert [event.text for event in await reader.take() if isinstance(event, Tokens)] == ["1"]
+    assert not await reader.linger(0.001)
+    lingering = asyncio.create_task(reader.linger(30.0))
+    await settle()
+    source.tell(2)
+    assert await lingering
+    lingering = asyncio.create_task(reader.linger(30.0))
+    assert await lingering, "what came already needs no waiting"
+    assert [event.text for event in await reader.take() if isinstance(event, Tokens)] == ["2"]
+    lingering = asyncio.create_task(reader.linger(30.0))
+    await settle()
+    reader.stop(Cancelled("enough"))
+    assert not await lingering, "one that is stopped has nothing to wait for"
+    await reader.leave()
 
 
 async def test_the_last_to_leave_ends_it_and_only_the_last() -> None:

@@ -74,6 +74,26 @@ def sleepy(monkeypatch: pytest.MonkeyPatch, open_store: Open, server: Any) -> Op
     return opened
 
 
+async def test_whoever_asks_after_the_end_finds_the_answer_though_nobody_waited(server: Any, open_store: Open) -> None:
+    store = await open_store(server.url)
+    lead = await led(store)
+    lead.add(tokens(1, 2))
+    kept = lead.finish(ENDING, KEEPING)
+    found = await store.lease(KEY, "standard")
+    assert isinstance(found, Entry)
+    assert found.ids == (1, 2)
+    await kept
+
+
+async def test_closing_a_store_keeps_what_was_finished(server: Any, open_store: Open) -> None:
+    one, other = await open_store(server.url), await open_store(server.url)
+    lead = await led(one)
+    lead.add(tokens(1, 2))
+    lead.finish(ENDING, KEEPING)
+    await one.close()
+    assert await other.get(KEY) is not None
+
+
 async def test_a_dead_leaders_lease_passes_on_with_all_that_was_told(
     server: Any, open_store: Open, sleepy: Open, seen: Any
 ) -> None:

@@ -115,6 +115,12 @@ def test_events_survive(event: t.Event) -> None:
     assert wire.event_from(pb) == event
 
 
+@given(st.lists(EVENTS, min_size=1, max_size=4))
+def test_events_survive_together(events: list[t.Event]) -> None:
+    pb = inference_pb2.GenerateResponse.FromString(wire.events_to(events).SerializeToString())
+    assert wire.events_from(pb) == tuple(events)
+
+
 @given(UP_FRAMES)
 def test_frames_upward_survive(frame: f.UpFrame) -> None:
     pb = relay_pb2.UpFrame.FromString(wire_frames.up_to(frame).SerializeToString())
