@@ -183,3 +183,5 @@ class MeshConfig:
     router: RouterConfig
     cloud: CloudConfig
     edge: EdgeConfig
+    files: tuple[Path, ...] = ()
+    """What it was read from: the YAML, tenants' files of keys, the secret's file. Empty for the default one."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..cache.stores import open_store
 from ..common.clock import Clock
 from ..common.config_types import MeshConfig, TenantConfig
-from ..common.errors import ConfigError, NoWorkers
+from ..common.errors import NoWorkers
 from ..common.secret import Secret
 from ..common.telemetry import get_logger
 from .dispatch import WORKER_GRACE_S, Dispatcher
@@ -18,6 +18,7 @@ from .limits import Limits
 from .metrics import Metrics, Snapshot
 from .parts import Parts
 from .registry import Registry, Worker
+from .reload import check_reload
 from .scheduler import Scheduler
 from .slots import Slots
 from .tenants import Directory
@@ -88,21 +89,15 @@ class Core:
 
     def check(self, mesh: MeshConfig) -> None:
         """Raises ConfigError for what only a restart can change."""
-        now, then = self.directory.mesh, mesh
-        if [tier.name for tier in now.tiers] != [tier.name for tier in then.tiers]:
-            raise ConfigError("tiers: names and order of tiers change only with a restart")
-        if (now.router.listen, now.router.metrics) != (then.router.listen, then.router.metrics):
-            raise ConfigError("router.listen and router.metrics change only with a restart")
-        if now.cache != then.cache:
-            raise ConfigError("cache: where answers are kept, and for how many bytes, changes only with a restart")
-        if now.cache.shared and now.secret != then.secret:
-            raise ConfigError("mesh.secret_file: the shared cache is kept under this secret; it changes with a restart")
+        check_reload(self.directory.mesh, mesh)
 
     def reload(self, directory: Directory) -> None:
         """Other tenants, limits, shares and workers from now on; what runs goes on."""
         self.directory = directory
         self._tell_of_own_secret()
-        self.parts.slots.scheduler.configure(_tier_rules(directory.mesh), directory.mesh.router.alpha)
+        self.parts.slots.scheduler.configure(
+            _tier_rules(directory.mesh), directory.mesh.router.alpha, directory.mesh.router.queued
+        )
         self.parts.registry.follow(directory.mesh.router.workers)
         self.parts.slots.turn()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -100,6 +100,13 @@ class Metrics:
         self._ttft_s = _histogram("ttft", "Time to the first token.", LATENCY_BUCKETS_S, r)
         self._tpot_s = _histogram("tpot", "Time per output token after the first.", TPOT_BUCKETS_S, r)
         r.register(_State(look))
+
+    def watch_config(self, current: Callable[[], bool], since: Callable[[], float]) -> None:
+        """Where the gauges on the configuration find what they show."""
+        words = "1 while the configuration on disk is in force, 0 while a fault keeps it out."
+        Gauge("tiermesh_router_config_current", words, registry=self.registry).set_function(current)
+        words = "When the configuration in force was taken, in seconds since 1970."
+        Gauge("tiermesh_router_config_since_seconds", words, registry=self.registry).set_function(since)
 
     def ended(self, tier: str, outcome: str) -> None:
         """A request has its outcome; the tier is one of the configuration, or empty when it never got that far."""

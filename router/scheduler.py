@@ -67,12 +67,13 @@ class Scheduler:
         """Service that each tier is owed, in tokens."""
         return self._lags.all()
 
-    def configure(self, tiers: Sequence[TierRule], alpha: float) -> None:
-        """Other budgets and shares for the same tiers, and another α, for what comes from now on."""
+    def configure(self, tiers: Sequence[TierRule], alpha: float, max_queued: int | None = None) -> None:
+        """Other budgets and shares for the same tiers, another α and length of the queue, from now on."""
         assert [tier.name for tier in tiers] == self._order, "tiers keep their names and order"
         self._rules = {tier.name: tier for tier in tiers}
         self._lags.set_shares(tiers)
         self._alpha = alpha
+        self._max_queued = max_queued or self._max_queued
 
     def queued(self, tier: str) -> int:
         """Jobs of a tier that wait."""

@@ -20,6 +20,7 @@ from .core import Core
 from .nodes import Nodes
 from .operated import Operations
 from .orders import Order, order_of
+from .reload import ConfigState
 from .unary import Unary
 
 _log = get_logger()
@@ -41,6 +42,9 @@ class RouterService:
         self._core.listen(self._nodes.tell_all)
         self.metrics = self._core.metrics
         self.operations = Operations(self._core)
+        self.config = ConfigState()
+        """What is in force; kept by `Reloader`."""
+        self.metrics.watch_config(lambda: not self.config.fault, lambda: self.config.since)
 
     @property
     def ready(self) -> bool:
