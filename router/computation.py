@@ -21,12 +21,12 @@ from ..common.frames import RelayTokens
 from ..common.types import Event, Finished, Quality, Started, Timing, Tokens
 from .cache_metrics import Lookup
 from .dispatch import Work
-from .estimates import actual_cost
 from .jobs import Job
 from .limits import Reservation
 from .meter import Meter
 from .orders import Order
 from .parts import Parts
+from .sizing import expected_tokens, job_of
 from .slots import Ticket
 
 
@@ -102,9 +102,8 @@ class Computation:
 
     async def _compute(self) -> AsyncGenerator[Event, None]:
         """A slot, the answer or the rest of it from the pool, the bill, the cache."""
-        parts, request, tenant = self._parts, self._order.request, self._order.tenant
-        prompt = parts.estimates.prompt_tokens(request.prompt)
-        expected = parts.estimates.output_tokens(tenant.name, self._model, request.max_tokens)
+        parts = self._parts
+        prompt, expected = expected_tokens(parts, self._order, self._model)
         self._reserve(prompt + expected)
         meter = Meter(parts, self._order, self._model, prompt, len(self._work.ids))
         ticket: Ticket | None = None
@@ -162,19 +161,7 @@ class Computation:
             self._reservation = self._parts.limits.reserve(self._order.tenant, tokens)
 
     def _job(self, prompt: int, expected: float, deadline: float) -> Job:
-        estimates = self._parts.estimates
-        reads = estimates.uncached_tokens(self._order.tenant.name, prompt)
-        batches = self._parts.registry.batches
-        return Job(
-            number=self._parts.slots.number(),
-            tenant=self._order.tenant.name,
-            tier=self._order.request.tier,
-            cost=actual_cost(reads, expected),
-            deadline=deadline,
-            service_s=estimates.service_s(reads, expected, batches),
-            first_s=estimates.service_s(reads, 1.0, batches),
-            attained=estimates.attained(self._order.request.prompt),
-        )
+        return job_of(self._parts, self._order, prompt, expected, self._parts.slots.number(), deadline)
 
 
 def _kind(found: Entry | Lead | Follower | None) -> Lookup:

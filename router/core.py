@@ -75,6 +75,11 @@ class Core:
         await self.parts.registry.close()
         await self.parts.store.close()
 
+    @property
+    def tier_rules(self) -> list[TierRule]:
+        """The tiers as the schedule knows them."""
+        return _tier_rules(self.directory.mesh)
+
     def listen(self, on_change: Callable[[], None]) -> None:
         """`on_change` is called when the pool becomes usable or stops being so."""
         self._listeners.append(on_change)

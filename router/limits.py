@@ -25,6 +25,11 @@ class Bucket:
         missing = min(amount, self.per_minute) - self._level
         return max(0.0, missing * _MINUTE_S / self.per_minute)
 
+    def used(self, now: float) -> float:
+        """How much of a minute's worth is gone; more than that is debt."""
+        self._refill(now)
+        return self.per_minute - self._level
+
     def take(self, amount: float, now: float) -> None:
         """Takes it, into debt if need be; a negative amount gives back."""
         self._refill(now)
@@ -68,11 +73,11 @@ class Limits:
         if bucket := self._tokens.get(reservation.tenant):
             bucket.take(tokens - reservation.tokens, self._clock.now())
 
-    def check(self, tenant: TenantConfig) -> None:
-        """Raises QuotaExceeded when nothing is left; takes nothing. For work that is reported later."""
+    def check(self, tenant: TenantConfig, tokens: float = 1) -> None:
+        """Raises QuotaExceeded when so much is not left; takes nothing. For work that is reported later."""
         now = self._clock.now()
         requests, budget = self._buckets(tenant, now)
-        wait_s = {"requests_per_minute": requests.wait_s(1, now), "tokens_per_minute": budget.wait_s(1, now)}
+        wait_s = {"requests_per_minute": requests.wait_s(1, now), "tokens_per_minute": budget.wait_s(tokens, now)}
         short = {name: seconds for name, seconds in wait_s.items() if seconds > 0}
         if short:
             raise _exceeded(tenant, short)
@@ -83,6 +88,12 @@ class Limits:
         requests, budget = self._buckets(tenant, now)
         requests.take(1, now)
         budget.take(tokens, now)
+
+    def used(self, tenant: TenantConfig) -> dict[str, float]:
+        """How much of each limit is used."""
+        now = self._clock.now()
+        requests, budget = self._buckets(tenant, now)
+        return {"requests_per_minute": requests.used(now), "tokens_per_minute": budget.used(now)}
 
     def _buckets(self, tenant: TenantConfig, now: float) -> tuple[Bucket, Bucket]:
         pair = []

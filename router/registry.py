@@ -40,6 +40,8 @@ class Worker:
         self.foreign = False
         """Serves another model than the pool."""
         self.ejected_until = 0.0
+        self.ejected = 0
+        """Times that it was set aside."""
         self._failures = 0
         self._ejections = 0
         self._known = False
@@ -49,6 +51,16 @@ class Worker:
         load = self.link.load
         drains = load is not None and load.draining
         return self.link.connected and not self.foreign and not drains and now >= self.ejected_until
+
+    def state(self, now: float) -> str:
+        """In a word: up, away, foreign, draining or ejected."""
+        if not self.link.connected:
+            return "away"
+        if self.foreign:
+            return "foreign"
+        if now < self.ejected_until:
+            return "ejected"
+        return "up" if self.usable(now) else "draining"
 
     def loaded(self, load: Load) -> None:
         """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up."""
@@ -82,6 +94,7 @@ class Worker:
         self._failures = 0
         self.ejected_until = now + min(_EJECTED_S[0] * 2**self._ejections, _EJECTED_S[1])
         self._ejections += 1
+        self.ejected += 1
         return True
 
 

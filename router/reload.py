@@ -13,12 +13,12 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ..common.config_types import MeshConfig
 from ..common.errors import ConfigError
+from ..common.router_status import ConfigStatus
 from ..common.telemetry import get_logger
 
 _log = get_logger()
@@ -28,26 +28,10 @@ _LOOKS_WITH_FAULT = 10
 """After so many looks a configuration with a fault is tried again: what mends it may be a file that was missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigState:
-    """What is in force."""
-
-    source: str = ""
-    """The YAML; empty where the router runs without."""
-    since: float = 0.0
-    """When it came into force; seconds since 1970."""
-    taken: int = 0
-    """Newer ones that came into force since the start."""
-    kept: int = 0
-    """Newer ones that did not, so that the one before stayed."""
-    fault: str = ""
-    """What is wrong with the newer one on disk; empty when that is in force. Has the path in the file."""
-
-
 class Reloads(Protocol):
     """What is configured."""
 
-    config: ConfigState
+    config: ConfigStatus
 
     def reload(self, mesh: MeshConfig) -> None:
         """Puts a configuration in force. Raises ConfigError when it can't; nothing changes then."""
@@ -81,7 +65,7 @@ class Reloader:
         self._look_s = look_s
         self._asked = asyncio.Event()
         self._known = fingerprint(self._files)
-        service.config = ConfigState(str(files[0]) if files else "", time.time())
+        service.config = ConfigStatus(str(files[0]) if files else "", time.time())
 
     def ask(self) -> None:
         """Reads them now, changed or not."""
@@ -119,14 +103,14 @@ class Reloader:
         if mesh.files != self._files:
             self._files = mesh.files
             self._known = fingerprint(self._files)
-        self._service.config = ConfigState(state.source, time.time(), state.taken + 1, state.kept)
+        self._service.config = ConfigStatus(state.source, time.time(), state.taken + 1, state.kept)
         _log.info("config_reloaded", source=state.source)
 
     def _keep(self, fault: str, again: bool) -> None:
         state = self._service.config
         if again and fault == state.fault:
             return
-        self._service.config = ConfigState(state.source, state.since, state.taken, state.kept + 1, fault)
+        self._service.config = ConfigStatus(state.source, state.since, state.taken, state.kept + 1, fault)
         _log.error("config_kept", source=state.source, detail=fault)
 
 

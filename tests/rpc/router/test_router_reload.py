@@ -18,10 +18,11 @@ from tiermesh.common import wire
 from tiermesh.common.config import MeshConfig, load_config
 from tiermesh.common.errors import ConfigError
 from tiermesh.common.keys import key_hash
+from tiermesh.common.router_status import ConfigStatus
 from tiermesh.common.rpc import channel
 from tiermesh.common.types import CacheControl, Request
 from tiermesh.router import reload
-from tiermesh.router.reload import ConfigState, Reloader
+from tiermesh.router.reload import Reloader
 from tiermesh.v1 import inference_pb2_grpc
 
 
@@ -41,7 +42,7 @@ class Taker:
     """Remembers what was put in force; refuses meshes named so."""
 
     def __init__(self) -> None:
-        self.config = ConfigState()
+        self.config = ConfigStatus()
         self.names: list[str] = []
 
     def reload(self, mesh: MeshConfig) -> None:

@@ -18,6 +18,7 @@ from tiermesh.status import parse, tables
 
 COMMANDS = [
     *(["up"], ["demo"], ["edge"], ["router"], ["cloud"], ["generate"], ["score"], ["status"], ["export"], ["bench"]),
+    *(["explain"],),
     *(["config", "check"], ["keys", "new"], ["keys", "init"], ["calibrate"], ["cache", "purge"], ["cache", "stats"]),
 ]
 PAGE = """# HELP tiermesh_x_total things

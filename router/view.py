@@ -1,0 +1,63 @@
+"""A running router as operators see it."""
+
+from __future__ import annotations
+
+from ..common.config_types import TenantConfig, TierConfig
+from ..common.router_status import ConfigStatus, LimitStatus, RouterStatus, TenantStatus, TierStatus, WorkerStatus
+from .core import Core
+from .jobs import LARGEST_COST
+from .lags import lag_bound
+from .registry import Worker
+
+
+def status_of(core: Core, config: ConfigStatus) -> RouterStatus:
+    """What is, now."""
+    parts, now = core.parts, core.parts.clock.now()
+    return RouterStatus(
+        config=config,
+        tiers=tuple(_tier(core, tier) for tier in core.directory.tiers.values()),
+        tenants=tuple(_tenant(core, tenant) for tenant in core.directory.tenants.values()),
+        workers=tuple(_worker(worker, now) for worker in parts.registry.workers),
+        limits="memory",
+        retries=0,
+        retries_allowed=0,
+    )
+
+
+def _tier(core: Core, tier: TierConfig) -> TierStatus:
+    scheduler = core.parts.slots.scheduler
+    offered, attained = core.metrics.attained().get(tier.name, (0, 0))
+    return TierStatus(
+        name=tier.name,
+        waiting=scheduler.queued(tier.name),
+        running=scheduler.running_in(tier.name),
+        lag=scheduler.lags[tier.name],
+        lag_bound=lag_bound(core.tier_rules, LARGEST_COST),
+        offered=offered,
+        attained=attained,
+        ttft_s=tier.ttft_s,
+    )
+
+
+def _tenant(core: Core, tenant: TenantConfig) -> TenantStatus:
+    running, waiting = core.parts.slots.scheduler.demand(tenant.name)
+    limits = tenant.limits
+    used = {**core.parts.limits.used(tenant), "concurrent": running, "queued": waiting}
+    told = tuple(LimitStatus(name, used[name], getattr(limits, name)) for name in used)
+    return TenantStatus(tenant.name, running, waiting, told)
+
+
+def _worker(worker: Worker, now: float) -> WorkerStatus:
+    load = worker.link.load
+    return WorkerStatus(
+        address=worker.address,
+        state=worker.state(now),
+        in_flight=worker.in_flight,
+        limit=worker.limit,
+        slots=load.slots if load else 0,
+        running=load.running if load else 0,
+        waiting=load.waiting if load else 0,
+        kv_free=load.kv_free if load else 0.0,
+        ejections=worker.ejected,
+        ejected_for_s=max(0.0, worker.ejected_until - now),
+    )
