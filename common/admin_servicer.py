@@ -37,7 +37,7 @@ class Operated(Protocol):
         """What would become of a tenant's request; changes nothing."""
         ...
 
-    def status(self) -> RouterStatus:
+    async def status(self) -> RouterStatus:
         """Configuration, tiers, tenants and workers as they are now."""
         ...
 
@@ -89,6 +89,6 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
         async def answer() -> pb.GetStatusResponse:
             self._operated.check_operator(metadata_of(context))
-            return wire_status.status_to(self._operated.status())
+            return wire_status.status_to(await self._operated.status())
 
         return await guarded(context, "GetStatus", answer())

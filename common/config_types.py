@@ -34,6 +34,8 @@ class TenantLimits:
     """Requests that run at once."""
     queued: int
     """Requests that wait at once."""
+    tokens_per_day: int | None = None
+    """None sets no budget."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class Answers:
         given = 0
         try:
             if order.metered and not reader.leads:
-                self._parts.limits.reserve(order.tenant, 0)
+                await self._parts.limits.hold(order.tenant, 0)
             while (event := await reader.next()) is not None:
                 if isinstance(event, Tokens):
                     given += len(event.ids)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..cache.stores import open_store
 from ..common.clock import Clock
@@ -22,6 +24,9 @@ from .reload import check_reload
 from .scheduler import Scheduler
 from .slots import Slots
 from .tenants import Directory
+
+if TYPE_CHECKING:
+    from .shared_limits import SharedLimits
 
 _log = get_logger()
 
@@ -49,12 +54,16 @@ class Core:
             max_queued=mesh.router.queued,
             alpha=mesh.router.alpha,
         )
+        self.shared = self._open_shared(mesh, clock)
+        slots = Slots(scheduler, clock, self.shared.permits.changed) if self.shared else Slots(scheduler, clock)
+        if self.shared is not None:
+            self.shared.permits.serve(scheduler.demand, slots.turn)
         self.parts = Parts(
             registry=registry,
-            slots=Slots(scheduler, clock),
+            slots=slots,
             dispatcher=Dispatcher(registry, clock, self.metrics.resumed),
             store=open_store(mesh.cache, self.directory.secret, clock, self.metrics.cache),
-            limits=Limits(clock),
+            limits=Limits(clock, self.shared),
             estimates=Estimates(),
             metrics=self.metrics,
             clock=clock,
@@ -65,6 +74,8 @@ class Core:
         """Connects to the workers and to the shared cache."""
         self._tell_of_own_secret()
         self.parts.store.start()
+        if self.shared is not None:
+            self.shared.start()
         self.parts.registry.follow(self.directory.mesh.router.workers)
 
     async def close(self) -> None:
@@ -74,6 +85,8 @@ class Core:
         self.parts.slots.close()
         await self.parts.registry.close()
         await self.parts.store.close()
+        if self.shared is not None:
+            await self.shared.close()
 
     @property
     def tier_rules(self) -> list[TierRule]:
@@ -137,7 +150,23 @@ class Core:
         tenant: TenantConfig | None = self.directory.tenants.get(name)
         if tenant is None:
             return _GONE_TENANT
-        return TenantRule(tenant.weight, tenant.limits.concurrent, tenant.limits.queued)
+        concurrent = tenant.limits.concurrent
+        if self.shared is not None and (held := self.shared.permits.most(name)) is not None:
+            concurrent = min(concurrent, held)
+        return TenantRule(tenant.weight, concurrent, tenant.limits.queued)
+
+    def _open_shared(self, mesh: MeshConfig, clock: Clock) -> SharedLimits | None:
+        """Limits that are kept with other routers: where the cache is."""
+        if not mesh.cache.shared:
+            return None
+        from .shared_limits import SharedLimits  # a router alone needs no redis
+
+        me = f"{mesh.router.advertise}/{secrets.token_hex(6)}"
+        return SharedLimits(mesh.cache, self.directory.secret, clock, me, self._concurrent, self.metrics.limit_calls)
+
+    def _concurrent(self, tenant: str) -> int:
+        known = self.directory.tenants.get(tenant)
+        return known.limits.concurrent if known else _GONE_TENANT.concurrent
 
     def _snapshot(self) -> Snapshot:
         scheduler, registry = self.parts.slots.scheduler, self.parts.registry

@@ -61,8 +61,8 @@ class _DryRun:
         self._tell_tier(order)
         source = await self._source(order)
         if source == "worker":
-            return self._scheduled(order)
-        self._parts.limits.check(order.tenant, 0)
+            return await self._scheduled(order)
+        await self._parts.limits.look(order.tenant, 0)
         words = {"cache": "the cache has the answer", "flight": "an identical request is under way; it joins that"}
         self.steps.append(f"{words[source]}: no slot, no tokens")
         return Explanation(True, tier=self.tier, source=source, starts_in_s=0.0, steps=tuple(self.steps))
@@ -76,10 +76,10 @@ class _DryRun:
             return "cache"
         return "worker"
 
-    def _scheduled(self, order: Order) -> Explanation:
+    async def _scheduled(self, order: Order) -> Explanation:
         parts, model = self._parts, self._parts.registry.model
         prompt, expected = expected_tokens(parts, order, model.id if model else "")
-        parts.limits.check(order.tenant, prompt + expected)
+        await parts.limits.look(order.tenant, prompt + expected)
         self.steps.append(f"within the tenant's limits: about {prompt} prompt and {expected:.0f} answer tokens")
         job = job_of(parts, order, prompt, expected, _LAST, order.deadline)
         self.cost = job.cost

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from ..common.telemetry import LATENCY_BUCKETS_S, TPOT_BUCKETS_S
-from .cache_metrics import CacheMetrics
+from .cache_metrics import CacheMetrics, LimitCalls
 
 _WORKER_FACTS = {
     "up": "1 while requests may go there.",
@@ -92,6 +92,7 @@ class Metrics:
         )
         self._tokens = Counter("tiermesh_router_tokens_total", "Answer tokens by origin.", ["origin"], registry=r)
         self.cache = CacheMetrics(r)
+        self.limit_calls = LimitCalls(r)
         self._resumed = Counter("tiermesh_router_resumed_total", "Answers that went on at another worker.", registry=r)
         self._reports = Counter(
             "tiermesh_router_edge_units_total", "Units of edge nodes, by what became of them.", ["decision"], registry=r

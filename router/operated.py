@@ -56,9 +56,9 @@ class Operations:
         self._check_tenant(tenant)
         return await self._explainer.explain(tenant, request)
 
-    def status(self) -> RouterStatus:
+    async def status(self) -> RouterStatus:
         """Configuration, tiers, tenants and workers as they are now."""
-        return status_of(self._core, self._config())
+        return await status_of(self._core, self._config())
 
     def _check_tenant(self, name: str) -> None:
         if name not in self._core.directory.tenants:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ..common.config_types import TenantConfig, TierConfig
 from ..common.router_status import ConfigStatus, LimitStatus, RouterStatus, TenantStatus, TierStatus, WorkerStatus
 from .core import Core
@@ -10,15 +12,15 @@ from .lags import lag_bound
 from .registry import Worker
 
 
-def status_of(core: Core, config: ConfigStatus) -> RouterStatus:
+async def status_of(core: Core, config: ConfigStatus) -> RouterStatus:
     """What is, now."""
     parts, now = core.parts, core.parts.clock.now()
     return RouterStatus(
         config=config,
         tiers=tuple(_tier(core, tier) for tier in core.directory.tiers.values()),
-        tenants=tuple(_tenant(core, tenant) for tenant in core.directory.tenants.values()),
+        tenants=tuple(await asyncio.gather(*(_tenant(core, one) for one in core.directory.tenants.values()))),
         workers=tuple(_worker(worker, now) for worker in parts.registry.workers),
-        limits="memory",
+        limits=core.shared.state if core.shared else "memory",
         retries=0,
         retries_allowed=0,
     )
@@ -39,11 +41,12 @@ def _tier(core: Core, tier: TierConfig) -> TierStatus:
     )
 
 
-def _tenant(core: Core, tenant: TenantConfig) -> TenantStatus:
+async def _tenant(core: Core, tenant: TenantConfig) -> TenantStatus:
     running, waiting = core.parts.slots.scheduler.demand(tenant.name)
-    limits = tenant.limits
-    used = {**core.parts.limits.used(tenant), "concurrent": running, "queued": waiting}
-    told = tuple(LimitStatus(name, used[name], getattr(limits, name)) for name in used)
+    everywhere = await core.shared.used(tenant) if core.shared else None
+    used = everywhere or core.parts.limits.used(tenant)
+    used |= {"concurrent": running, "queued": waiting}
+    told = tuple(LimitStatus(name, amount, getattr(tenant.limits, name)) for name, amount in used.items())
     return TenantStatus(tenant.name, running, waiting, told)
 
 
