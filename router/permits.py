@@ -73,12 +73,15 @@ class Permits:
         return held.permits if held is not None else 0
 
     def changed(self, tenant: str) -> None:
-        """A job of the tenant came or went."""
+        """A job of the tenant came or went; to be called before the schedule starts others."""
         held = self._tenants.get(tenant)
         if held is None:
             held = self._tenants[tenant] = _Held()
         running, waiting = self._demand(tenant)
-        if (waiting and held.permits <= running) or (held.rivals and held.permits > running + waiting):
+        given_back = held.rivals and held.permits > running
+        if given_back:  # a permit that has come free is for whoever has lacked one for longest, here or elsewhere
+            held.permits = running
+        if given_back or (waiting and held.permits <= running):
             self._due.add(tenant)
             self._wake.set()
 
@@ -95,6 +98,7 @@ class Permits:
                 # What was held may be another's by the time that Redis is back.
                 for held in self._tenants.values():
                     held.permits = 0
+                self._granted()  # the configuration's limit holds alone now
                 continue
             due = self._due | set(self._lacking())
             self._due = set()

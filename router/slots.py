@@ -110,5 +110,5 @@ class Slots:
             granted.cancel()
         elif granted.exception() is None:
             self.scheduler.finish(job.number, actual_cost, now)
-        self.turn()
         self._changed(job.tenant)
+        self.turn()

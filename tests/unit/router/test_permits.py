@@ -105,11 +105,15 @@ async def test_two_routers_never_run_more_than_the_limit_and_both_get_on(open_co
 async def test_a_router_that_is_never_idle_does_not_starve_another(open_core: Any) -> None:
     floor = Floor()
     busy, other = await open_core("busy", floor, 1, lease_s=1.0), await open_core("other", floor, 1, lease_s=1.0)
-    flood = [asyncio.create_task(busy.run(turn)) for _ in range(400)]
-    async with asyncio.timeout(10):
+
+    async def again() -> None:
+        while True:
+            await busy.run(turn)
+
+    flood = [asyncio.create_task(again()) for _ in range(5)]
+    async with asyncio.timeout(15):
         for _ in range(3):
             await other.run(turn)
-        assert not all(task.done() for task in flood)
     for task in flood:
         task.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
@@ -140,13 +144,13 @@ async def test_without_redis_each_goes_on_with_its_own_limit_and_comes_back(
     settings = {"lease_s": 0.4, "budget_s": 0.05}
     one, other = await open_core("one", floor, **settings), await open_core("other", floor, **settings)
     server.kill()
-    await eventually(lambda: not one.shared.line.up and not other.shared.line.up)
     tasks = [asyncio.create_task(core.run(gate.wait)) for core in (one, other) for _ in range(LIMIT + 1)]
     await eventually(lambda: floor.running == 2 * LIMIT)
     server.start()
     await eventually(lambda: one.shared.line.up and other.shared.line.up)
     gate.set()
-    await asyncio.gather(*tasks)
+    async with asyncio.timeout(10):
+        await asyncio.gather(*tasks)
     floor.most = 0
     async with asyncio.timeout(20):
         await asyncio.gather(*(core.run(turn) for core in (one, other) for _ in range(20)))
