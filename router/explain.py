@@ -15,6 +15,7 @@ from .answers import Answers
 from .core import Core
 from .jobs import Job
 from .orders import Order
+from .prefixes import keys_of
 from .rehearsal import Rehearsed, rehearse
 from .sizing import expected_tokens, job_of
 
@@ -86,7 +87,7 @@ class _DryRun:
         rehearsed = rehearse(parts.slots.scheduler, job, parts.clock.now())
         if rehearsed.error is not None:
             raise rehearsed.error
-        worker = parts.registry.pick()
+        worker = parts.registry.pick(keys=keys_of(order.tenant.name, order.request.prompt))
         if worker is None:
             raise NoWorkers("no worker is ready; try again soon", retry_after_s=1.0)
         self._tell_place(job, rehearsed)

@@ -15,14 +15,15 @@ from .registry import Worker
 async def status_of(core: Core, config: ConfigStatus) -> RouterStatus:
     """What is, now."""
     parts, now = core.parts, core.parts.clock.now()
+    retries, allowed = parts.dispatcher.retries.counts(now, parts.registry.in_flight)
     return RouterStatus(
         config=config,
         tiers=tuple(_tier(core, tier) for tier in core.directory.tiers.values()),
         tenants=tuple(await asyncio.gather(*(_tenant(core, one) for one in core.directory.tenants.values()))),
         workers=tuple(_worker(worker, now) for worker in parts.registry.workers),
         limits=core.shared.state if core.shared else "memory",
-        retries=0,
-        retries_allowed=0,
+        retries=retries,
+        retries_allowed=allowed,
     )
 
 
@@ -61,6 +62,6 @@ def _worker(worker: Worker, now: float) -> WorkerStatus:
         running=load.running if load else 0,
         waiting=load.waiting if load else 0,
         kv_free=load.kv_free if load else 0.0,
-        ejections=worker.ejected,
-        ejected_for_s=max(0.0, worker.ejected_until - now),
+        ejections=worker.health.ejections,
+        ejected_for_s=max(0.0, worker.health.until - now),
     )
