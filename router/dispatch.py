@@ -145,7 +145,7 @@ class Dispatcher:
                 await asyncio.sleep(0)  # the link went down in this very turn; the registry hears of it in the next
                 continue
             if not work.attempts:
-                self.retries.asked(self._clock.now())
+                self.retries.asked(self._clock.now(), self._registry.in_flight)
             self._registry.prefixes.sent(work.prefix, worker.address)
             work.attempts += 1
             work.worker, work.batch = worker.address, float(worker.in_flight)

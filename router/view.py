@@ -15,7 +15,7 @@ from .registry import Worker
 async def status_of(core: Core, config: ConfigStatus) -> RouterStatus:
     """What is, now."""
     parts, now = core.parts, core.parts.clock.now()
-    retries, allowed = parts.dispatcher.retries.counts(now, parts.registry.in_flight)
+    retries, allowed = parts.dispatcher.retries.counts(now)
     return RouterStatus(
         config=config,
         tiers=tuple(_tier(core, tier) for tier in core.directory.tiers.values()),
