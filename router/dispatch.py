@@ -106,6 +106,8 @@ class Dispatcher:
                     while True:
                         frame = await place.session.receive()
                         if isinstance(frame, RelayTokens):
+                            if place.worker.trial:
+                                self._registry.succeeded(place.worker)
                             work.add(frame)
                             yield frame
                         elif isinstance(frame, RelayFinished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +31,7 @@ def status(
     address: Annotated[
         list[str] | None, typer.Option(help="A service's metrics port, as host:port; may be repeated.")
     ] = None,
-    router: Annotated[
-        str | None,
-        typer.Option(envvar="TIERMESH_ROUTER", help="A router, as host:port: what its operators see."),
-    ] = None,
+    router: Annotated[str | None, typer.Option(help="A router, as host:port: what its operators see.")] = None,
     key: Key = "",
     config: Annotated[Path | None, typer.Option(help="Take the addresses from this YAML.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew every second until Ctrl-C.")] = False,
@@ -117,4 +115,4 @@ def _configured(config: Path | None, key: str) -> _Look:
 
     mesh = load_config(config) if config else default_mesh()
     addresses = [section.metrics for section in (mesh.edge, mesh.router, mesh.cloud) if section.metrics]
-    return _Look(addresses, mesh.router.listen, key)
+    return _Look(addresses, os.environ.get("TIERMESH_ROUTER", mesh.router.listen), key)
