@@ -146,6 +146,9 @@ class Flights:
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._flights
+
     def join(self, key: Hashable, deadline: float, source: Source) -> Reader:
         """Listens to the flight of a key, which begins now if there is none. `source` may refuse by raising."""
         flight = self._flights.get(key)

@@ -79,6 +79,12 @@ class MemoryStore:
         self._tenants[key.tenant].move_to_end(key.digest)
         return decode_entry(found.data)
 
+    async def holds(self, key: CacheKey) -> bool:
+        """See `Store`."""
+        entries = self._tenants.get(key.tenant)
+        found = entries.get(key.digest) if entries else None
+        return found is not None and found.expires > self._clock.now()
+
     async def put(self, key: CacheKey, entry: Entry, keeping: Keeping) -> None:
         """Keeps an entry; one larger than the tenant's share is not kept."""
         self._keep(key, entry, keeping)

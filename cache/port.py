@@ -83,6 +83,10 @@ class Store(Protocol):
         """The entry, unless it is absent or its time is over."""
         ...
 
+    async def holds(self, key: CacheKey) -> bool:
+        """Whether there is an entry; for those who only ask, it counts as no use of it."""
+        ...
+
     async def put(self, key: CacheKey, entry: Entry, keeping: Keeping) -> None:
         """Keeps an entry, in place of one that is there."""
         ...

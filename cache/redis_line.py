@@ -32,7 +32,6 @@ _TURNS = 4
 """Turns of the event loop that an answer which may lie in the socket already gets, once its time is over."""
 _QUIET_S = 10.0
 """Between two lines of the log about calls that were refused."""
-_TEXTS = {script.sha: script.text for script in ALL}
 
 Late = Callable[[Any], None]
 
@@ -56,7 +55,19 @@ class _Call:
 class Line:
     """The connection. `call` never raises."""
 
-    def __init__(self, client: Redis, budget_s: float, clock: Clock, observer: Observer) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        budget_s: float,
+        clock: Clock,
+        observer: Observer,
+        *,
+        scripts: Sequence[Script] = ALL,
+        name: str = "cache",
+    ) -> None:
+        self._texts = [script.text for script in scripts]
+        self._name = name
+        """For the log."""
         self.breaker = Breaker()
         self._client = client
         self._budget_s = budget_s
@@ -147,7 +158,7 @@ class Line:
             self._opened("slow")
 
     def _opened(self, why: str) -> None:
-        _log.warning("cache_away", reason=why, detail="every request is a miss until Redis is well again")
+        _log.warning(f"{self._name}_away", reason=why, detail="nothing is shared until Redis is well again")
         self._wake.set()
 
     async def _exchange(self, calls: list[_Call]) -> None:
@@ -187,7 +198,7 @@ class Line:
         now = self._clock.now()
         if now >= self._tell_from:
             self._tell_from = now + _QUIET_S
-            _log.warning("cache_refused", detail=str(error)[:200])
+            _log.warning(f"{self._name}_refused", detail=str(error)[:200])
 
     def _trip(self, error: Exception) -> None:
         if self.breaker.closed:
@@ -217,7 +228,7 @@ class Line:
                 if took_s <= self._budget_s or not away:
                     self.breaker.succeeded()
                     if away:
-                        _log.info("cache_back")
+                        _log.info(f"{self._name}_back")
                     return
             if away:
                 self.breaker.failed(self._clock.now())
@@ -234,7 +245,7 @@ class Line:
             return self._clock.now() - asked
 
     async def _load(self) -> None:
-        for reply in await self._send([("SCRIPT", "LOAD", text) for text in _TEXTS.values()]):
+        for reply in await self._send([("SCRIPT", "LOAD", text) for text in self._texts]):
             if isinstance(reply, ResponseError):
                 raise reply
 

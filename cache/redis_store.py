@@ -122,6 +122,11 @@ class RedisStore:
             return None
         return self._opened(Names(reply[1].decode(), reply[2].decode()), reply[3])
 
+    async def holds(self, key: CacheKey) -> bool:
+        """See `Store`. False where Redis does not answer in time: then nobody would find it either."""
+        reply = await self.line.call(GET, (), (*self.generation(key), self.seal.request(key)))
+        return reply is not None and reply[0] == b"hit"
+
     async def put(self, key: CacheKey, entry: Entry, keeping: Keeping) -> None:
         """Keeps an entry, if Redis is there and has room."""
         name = self.seal.request(key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .config_build import build_mesh, model_path
@@ -66,7 +67,8 @@ def load_config(path: Path, environ: Mapping[str, str] | None = None, *, with_se
         why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: can't read the configuration: {why}") from exc
     document = read_document(text, path.name)
-    return _finish(document, path.parent, environ, with_secret)
+    mesh = _finish(document, path.parent, environ, with_secret)
+    return replace(mesh, files=(path, *mesh.files))
 
 
 def default_mesh(environ: Mapping[str, str] | None = None, *, with_secret: bool = False) -> MeshConfig:

@@ -105,7 +105,15 @@ def build_mesh(document: Document, base: Path, with_secret: bool) -> MeshConfig:
         router=_router(schema.router),
         cloud=_cloud(schema.cloud, base, tiers, schema.router.worker_token),
         edge=_edge(schema.edge, base),
+        files=_beside(schema, base, with_secret),
     )
+
+
+def _beside(schema: FileSchema, base: Path, with_secret: bool) -> tuple[Path, ...]:
+    """The files that a YAML names and that were read with it."""
+    names = [tenant.api_keys_file for tenant in schema.tenants.values()]
+    names += [schema.mesh.secret_file] if with_secret else []
+    return tuple(base / Path(name).expanduser() for name in names if name is not None)
 
 
 def _add_fault(faults: _Faults, fault: ErrorDetails) -> None:

@@ -107,6 +107,7 @@ class LimitsSection(_Section):
 
     requests_per_minute: Positive = 600
     tokens_per_minute: Positive = 200_000
+    tokens_per_day: Positive | None = None
     concurrent: Positive = 32
     queued: Positive = 256
 

@@ -34,6 +34,8 @@ class TenantLimits:
     """Requests that run at once."""
     queued: int
     """Requests that wait at once."""
+    tokens_per_day: int | None = None
+    """None sets no budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +185,5 @@ class MeshConfig:
     router: RouterConfig
     cloud: CloudConfig
     edge: EdgeConfig
+    files: tuple[Path, ...] = ()
+    """What it was read from: the YAML, tenants' files of keys, the secret's file. Empty for the default one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Hashable
 from dataclasses import dataclass, replace
 
 from ..cache.flight import Flights, Reader
@@ -49,7 +49,7 @@ class Answers:
         given = 0
         try:
             if order.metered and not reader.leads:
-                self._parts.limits.reserve(order.tenant, 0)
+                await self._parts.limits.hold(order.tenant, 0)
             while events := await reader.take():
                 if linger_s and isinstance(events[-1], Started) and await reader.linger(linger_s):
                     events += await reader.take()
@@ -80,22 +80,33 @@ class Answers:
             reader.stop(Cancelled("the request was cancelled"))
         return running is not None
 
+    def check(self, order: Order) -> bool:
+        """Whether the answer is under way already, for an order that is not given. Raises RequestIdReused."""
+        self._check_id(order)
+        model = self._parts.registry.model
+        return model is not None and self._name(order, order.key(model.digests)) in self._flights
+
     def _check_id(self, order: Order) -> None:
         running = self._running.get((order.tenant.name, order.request.request_id))
         if running is not None and running.asked != order.asked:
             raise RequestIdReused("this request id belongs to another running request; use a fresh one")
 
     def _join(self, order: Order, key: CacheKey, model: str) -> Reader:
-        """This request's own view of a flight. Without a shareable key the request id is the flight's name."""
+        """This request's own view of a flight."""
         own = (order.tenant.name, order.request.request_id)
-        name = (key, order.request.tier) if order.shared else own
         reader = self._flights.join(
-            name, order.deadline, lambda flight: Computation(self._parts, order, key, model, flight).events()
+            self._name(order, key),
+            order.deadline,
+            lambda flight: Computation(self._parts, order, key, model, flight).events(),
         )
         if not reader.leads:
             self._parts.metrics.cache.looked_up("joined")
         self._running.setdefault(own, _Running(order.asked, set())).readers.add(reader)
         return reader
+
+    def _name(self, order: Order, key: CacheKey) -> Hashable:
+        """Of its flight. Without a shareable key that is the request's own."""
+        return (key, order.request.tier) if order.shared else (order.tenant.name, order.request.request_id)
 
     def _end_in_time(self, order: Order, reader: Reader) -> asyncio.TimerHandle:
         delay_s = max(0.0, order.deadline - self._parts.clock.now())

@@ -14,7 +14,9 @@ from ..common.config import MeshConfig, check_address, default_mesh, load_config
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="tiermesh.router.main", description="Run a router.")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the mesh's YAML; SIGHUP reads it again")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="the mesh's YAML; read again when it changes, and on SIGHUP"
+    )
     parser.add_argument("--listen", metavar="HOST:PORT")
     parser.add_argument("--worker", metavar="HOST:PORT[,…]", help="the workers, by comma")
     parser.add_argument("--metrics", metavar="HOST:PORT")

@@ -29,6 +29,10 @@ class Waiting:
     on_time_until: float = field(compare=False)
     """When it must start to have its first token within its TTFT budget, in monotonic seconds."""
 
+    def __deepcopy__(self, memo: object) -> Waiting:
+        """Nothing changes it, so copies of a queue share it."""
+        return self
+
 
 def level(attained: float, slice_tokens: float) -> int:
     """Multi-level feedback: slices double, and a conversation sinks by one level with each that it has used up.

@@ -75,5 +75,17 @@ class CacheMetrics(Observer):
         self._calls.labels(outcome).inc()
 
 
+class LimitCalls(Observer):
+    """How calls for shared limits fare."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        words = "Calls for limits that routers share; those that brought nothing left this router to its own."
+        self._calls = Counter("tiermesh_router_limit_calls_total", words, ["outcome"], registry=registry)
+
+    def called(self, outcome: Literal["in_time", "late", "failed", "not_tried"]) -> None:
+        """See `Observer`."""
+        self._calls.labels(outcome).inc()
+
+
 def _is_in(store: Store, state: State) -> bool:
     return store.state is state

@@ -21,12 +21,12 @@ from ..common.frames import RelayTokens
 from ..common.types import Event, Finished, Quality, Started, Timing, Tokens
 from .cache_metrics import Lookup
 from .dispatch import Work
-from .estimates import actual_cost
 from .jobs import Job
 from .limits import Reservation
 from .meter import Meter
 from .orders import Order
 from .parts import Parts
+from .sizing import expected_tokens, job_of
 from .slots import Ticket
 
 
@@ -56,6 +56,7 @@ class Computation:
             self._parts.metrics.cache.looked_up(_kind(found))
         try:
             if isinstance(found, Entry):
+                await self._reserve(0)
                 for event in self._hit(found):
                     yield event
                 return
@@ -75,13 +76,12 @@ class Computation:
                 await asyncio.shield(self._lead.abandon())
 
     def _hit(self, entry: Entry) -> tuple[Event, ...]:
-        self._reserve(0)
         took = Timing("router", "cache", self._parts.clock.now() - self._begun)
         return self._started, entry.tokens(), Finished(entry.reason, entry.hit_usage(), (took,))
 
     async def _follow(self, follower: Follower) -> AsyncGenerator[Event, None]:
         """What another router tells, to its end; or until this one has to go on, in the lead or alone."""
-        self._reserve(0)
+        await self._reserve(0)
         self._told = True
         yield self._started
         try:
@@ -102,10 +102,9 @@ class Computation:
 
     async def _compute(self) -> AsyncGenerator[Event, None]:
         """A slot, the answer or the rest of it from the pool, the bill, the cache."""
-        parts, request, tenant = self._parts, self._order.request, self._order.tenant
-        prompt = parts.estimates.prompt_tokens(request.prompt)
-        expected = parts.estimates.output_tokens(tenant.name, self._model, request.max_tokens)
-        self._reserve(prompt + expected)
+        parts = self._parts
+        prompt, expected = expected_tokens(parts, self._order, self._model)
+        await self._reserve(prompt + expected)
         meter = Meter(parts, self._order, self._model, prompt, len(self._work.ids))
         ticket: Ticket | None = None
         try:
@@ -159,24 +158,12 @@ class Computation:
             if entry is not None:
                 await self._parts.store.put(self._key, entry, keeping)
 
-    def _reserve(self, tokens: float) -> None:
+    async def _reserve(self, tokens: float) -> None:
         if self._order.metered and not self._told:
-            self._reservation = self._parts.limits.reserve(self._order.tenant, tokens)
+            self._reservation = await self._parts.limits.hold(self._order.tenant, tokens)
 
     def _job(self, prompt: int, expected: float, deadline: float) -> Job:
-        estimates = self._parts.estimates
-        reads = estimates.uncached_tokens(self._order.tenant.name, prompt)
-        batches = self._parts.registry.batches
-        return Job(
-            number=self._parts.slots.number(),
-            tenant=self._order.tenant.name,
-            tier=self._order.request.tier,
-            cost=actual_cost(reads, expected),
-            deadline=deadline,
-            service_s=estimates.service_s(reads, expected, batches),
-            first_s=estimates.service_s(reads, 1.0, batches),
-            attained=estimates.attained(self._order.request.prompt),
-        )
+        return job_of(self._parts, self._order, prompt, expected, self._parts.slots.number(), deadline)
 
 
 def _kind(found: Entry | Lead | Follower | None) -> Lookup:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..cache.stores import open_store
 from ..common.clock import Clock
 from ..common.config_types import MeshConfig, TenantConfig
-from ..common.errors import ConfigError, NoWorkers
+from ..common.errors import NoWorkers
 from ..common.secret import Secret
 from ..common.telemetry import get_logger
 from .dispatch import WORKER_GRACE_S, Dispatcher
@@ -18,9 +20,13 @@ from .limits import Limits
 from .metrics import Metrics, Snapshot
 from .parts import Parts
 from .registry import Registry, Worker
+from .reload import check_reload
 from .scheduler import Scheduler
 from .slots import Slots
 from .tenants import Directory
+
+if TYPE_CHECKING:
+    from .shared_limits import SharedLimits
 
 _log = get_logger()
 
@@ -48,12 +54,16 @@ class Core:
             max_queued=mesh.router.queued,
             alpha=mesh.router.alpha,
         )
+        self.shared = self._open_shared(mesh, clock)
+        slots = Slots(scheduler, clock, self.shared.permits.changed) if self.shared else Slots(scheduler, clock)
+        if self.shared is not None:
+            self.shared.permits.serve(scheduler.demand, slots.turn)
         self.parts = Parts(
             registry=registry,
-            slots=Slots(scheduler, clock),
+            slots=slots,
             dispatcher=Dispatcher(registry, clock, self.metrics.resumed),
             store=open_store(mesh.cache, self.directory.secret, clock, self.metrics.cache),
-            limits=Limits(clock),
+            limits=Limits(clock, self.shared),
             estimates=Estimates(),
             metrics=self.metrics,
             clock=clock,
@@ -64,6 +74,8 @@ class Core:
         """Connects to the workers and to the shared cache."""
         self._tell_of_own_secret()
         self.parts.store.start()
+        if self.shared is not None:
+            self.shared.start()
         self.parts.registry.follow(self.directory.mesh.router.workers)
 
     async def close(self) -> None:
@@ -73,6 +85,13 @@ class Core:
         self.parts.slots.close()
         await self.parts.registry.close()
         await self.parts.store.close()
+        if self.shared is not None:
+            await self.shared.close()
+
+    @property
+    def tier_rules(self) -> list[TierRule]:
+        """The tiers as the schedule knows them."""
+        return _tier_rules(self.directory.mesh)
 
     def listen(self, on_change: Callable[[], None]) -> None:
         """`on_change` is called when the pool becomes usable or stops being so."""
@@ -88,21 +107,15 @@ class Core:
 
     def check(self, mesh: MeshConfig) -> None:
         """Raises ConfigError for what only a restart can change."""
-        now, then = self.directory.mesh, mesh
-        if [tier.name for tier in now.tiers] != [tier.name for tier in then.tiers]:
-            raise ConfigError("tiers: names and order of tiers change only with a restart")
-        if (now.router.listen, now.router.metrics) != (then.router.listen, then.router.metrics):
-            raise ConfigError("router.listen and router.metrics change only with a restart")
-        if now.cache != then.cache:
-            raise ConfigError("cache: where answers are kept, and for how many bytes, changes only with a restart")
-        if now.cache.shared and now.secret != then.secret:
-            raise ConfigError("mesh.secret_file: the shared cache is kept under this secret; it changes with a restart")
+        check_reload(self.directory.mesh, mesh)
 
     def reload(self, directory: Directory) -> None:
         """Other tenants, limits, shares and workers from now on; what runs goes on."""
         self.directory = directory
         self._tell_of_own_secret()
-        self.parts.slots.scheduler.configure(_tier_rules(directory.mesh), directory.mesh.router.alpha)
+        self.parts.slots.scheduler.configure(
+            _tier_rules(directory.mesh), directory.mesh.router.alpha, directory.mesh.router.queued
+        )
         self.parts.registry.follow(directory.mesh.router.workers)
         self.parts.slots.turn()
 
@@ -137,7 +150,23 @@ class Core:
         tenant: TenantConfig | None = self.directory.tenants.get(name)
         if tenant is None:
             return _GONE_TENANT
-        return TenantRule(tenant.weight, tenant.limits.concurrent, tenant.limits.queued)
+        concurrent = tenant.limits.concurrent
+        if self.shared is not None and (held := self.shared.permits.most(name)) is not None:
+            concurrent = min(concurrent, held)
+        return TenantRule(tenant.weight, concurrent, tenant.limits.queued)
+
+    def _open_shared(self, mesh: MeshConfig, clock: Clock) -> SharedLimits | None:
+        """Limits that are kept with other routers: where the cache is."""
+        if not mesh.cache.shared:
+            return None
+        from .shared_limits import SharedLimits  # a router alone needs no redis
+
+        me = f"{mesh.router.advertise}/{secrets.token_hex(6)}"
+        return SharedLimits(mesh.cache, self.directory.secret, clock, me, self._concurrent, self.metrics.limit_calls)
+
+    def _concurrent(self, tenant: str) -> int:
+        known = self.directory.tenants.get(tenant)
+        return known.limits.concurrent if known else _GONE_TENANT.concurrent
 
     def _snapshot(self) -> Snapshot:
         scheduler, registry = self.parts.slots.scheduler, self.parts.registry

@@ -16,7 +16,9 @@ from ..common.frames import CloseReason, Open, RelayFinished, RelayTokens, Sessi
 from ..common.relay_link import LinkSession
 from ..common.telemetry import get_logger
 from ..common.types import Request
+from .prefixes import keys_of
 from .registry import Registry, Worker
+from .retries import RetryBudget
 
 _log = get_logger()
 
@@ -39,6 +41,8 @@ class Work:
     """All answer ids so far."""
     shown_bytes: int = 0
     """Bytes of their text that were shown."""
+    prefix: tuple[int, ...] | None = None
+    """Keys of the prompt's blocks, see `Prefixes`; None until they are needed."""
     attempts: int = 0
     barren: int = 0
     worker: str = ""
@@ -97,6 +101,7 @@ class Dispatcher:
         self._registry = registry
         self._clock = clock
         self._on_resume = on_resume
+        self.retries = RetryBudget()
 
     async def answer(self, work: Work) -> AsyncGenerator[RelayTokens | RelayFinished, None]:
         """The rest of an answer. Raises the worker's error, or NoWorkers; closing it cancels the work upstream."""
@@ -108,6 +113,8 @@ class Dispatcher:
                     while True:
                         frame = await place.session.receive()
                         if isinstance(frame, RelayTokens):
+                            if place.worker.trial:
+                                self._registry.succeeded(place.worker)
                             work.add(frame)
                             yield frame
                         elif isinstance(frame, RelayFinished):
@@ -131,7 +138,10 @@ class Dispatcher:
             left_s = work.deadline() - self._clock.now()
             if left_s <= 0:
                 raise DeadlineExceeded("the deadline passed before a worker could go on; allow more time")
-            worker = self._registry.pick(avoid)
+            if work.prefix is None:
+                choice = len(self._registry.workers) > 1
+                work.prefix = keys_of(work.tenant, work.request.prompt) if choice else ()
+            worker = self._registry.pick(avoid, work.prefix)
             if worker is None:
                 if not await self._registry.wait_usable(min(left_s, WORKER_GRACE_S)):
                     raise NoWorkers("no worker is ready; try again soon", retry_after_s=1.0)
@@ -143,6 +153,9 @@ class Dispatcher:
                 place.close(CloseReason.CANCELLED)
                 await asyncio.sleep(0)  # the link went down in this very turn; the registry hears of it in the next
                 continue
+            if not work.attempts:
+                self.retries.asked(self._clock.now(), self._registry.in_flight)
+            self._registry.prefixes.sent(work.prefix, worker.address)
             work.attempts += 1
             work.worker, work.batch = worker.address, float(worker.in_flight)
             if work.attempts > 1:
@@ -152,7 +165,7 @@ class Dispatcher:
 
     def done(self, place: Place) -> None:
         """The answer is complete."""
-        place.worker.succeeded()
+        self._registry.succeeded(place.worker)
         place.ended()
 
     def failed(self, work: Work, place: Place | None, error: TiermeshError) -> None:
@@ -171,3 +184,11 @@ class Dispatcher:
         work.barren += 1
         if work.barren >= MAX_BARREN_ATTEMPTS:
             raise error
+        if isinstance(error, LeaseExpired):
+            return  # nothing failed that another attempt could make worse
+        if not self.retries.spend(self._clock.now(), self._registry.in_flight):
+            _log.warning("retry_budget_spent", request_id=work.request.request_id, worker=place.worker.address)
+            raise Unavailable(
+                "a worker failed, and as many requests as may be are tried again already; try again soon",
+                retry_after_s=1.0,
+            ) from error

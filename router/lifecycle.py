@@ -1,13 +1,9 @@
-"""What runs beside the requests: health that follows the workers, policies renewed, configuration read again."""
+"""What runs beside the requests: health that follows the workers, policies renewed."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Callable
 
-from ..common.config_types import MeshConfig
-from ..common.errors import ConfigError
 from ..common.rpc import RpcServer
 from ..common.telemetry import get_logger
 from .policy import RENEW_S
@@ -32,17 +28,3 @@ async def renew_policies(service: RouterService) -> None:
     while True:
         await asyncio.sleep(RENEW_S)
         service.renew_policies()
-
-
-async def reload_on_hangup(service: RouterService, read: Callable[[], MeshConfig]) -> None:
-    """Reads the configuration again on SIGHUP, as `kill -HUP` or a supervisor's reload sends it."""
-    asked = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, asked.set)
-    while True:
-        await asked.wait()
-        asked.clear()
-        try:
-            service.reload(read())
-            _log.info("config_reloaded")
-        except ConfigError as error:
-            _log.error("config_kept", detail=error.message)

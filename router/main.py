@@ -17,7 +17,8 @@ from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
 from ..common.telemetry import open_metrics, setup_logging
 from .arguments import parse, read_config
-from .lifecycle import follow_health, reload_on_hangup, renew_policies
+from .lifecycle import follow_health, renew_policies
+from .reload import Reloader
 from .service import RouterService
 
 GRACE_S = 10.0
@@ -38,10 +39,12 @@ def main() -> int:
 async def serve(given: argparse.Namespace) -> int:
     """Runs until told to stop; then lets running answers finish."""
     mesh = read_config(given)
-    stop = asyncio.Event()
+    service, server, stop = RouterService(mesh, MonotonicClock()), RpcServer(), asyncio.Event()
+    reloader = Reloader(mesh.files, lambda: read_config(given), service)
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):  # Supervisors send the one, Ctrl-C in a terminal the other.
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    service, server = RouterService(mesh, MonotonicClock()), RpcServer()
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reloader.ask)  # from `kill -HUP`, or a supervisor's reload
     server.add_inference(InferenceServicer(service))
     server.add_relay(RelayServicer(service.connect))
     server.add_admin(AdminServicer(service.operations))
@@ -51,7 +54,7 @@ async def serve(given: argparse.Namespace) -> int:
         beside = [
             tasks.create_task(follow_health(service, server)),
             tasks.create_task(renew_policies(service)),
-            tasks.create_task(reload_on_hangup(service, lambda: read_config(given))),
+            tasks.create_task(reloader.run()),
         ]
         print(f"listening {address}", flush=True)
         await stop.wait()

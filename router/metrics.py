@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from ..common.telemetry import LATENCY_BUCKETS_S, TPOT_BUCKETS_S
-from .cache_metrics import CacheMetrics
+from .cache_metrics import CacheMetrics, LimitCalls
 
 _WORKER_FACTS = {
     "up": "1 while requests may go there.",
@@ -83,8 +84,15 @@ class Metrics:
             ["tier", "outcome"],
             registry=r,
         )
+        self._in_time = Counter(
+            "tiermesh_router_in_time_total",
+            "Requests whose first token came within their tier's budget; what was refused is in requests_total alone.",
+            ["tier"],
+            registry=r,
+        )
         self._tokens = Counter("tiermesh_router_tokens_total", "Answer tokens by origin.", ["origin"], registry=r)
         self.cache = CacheMetrics(r)
+        self.limit_calls = LimitCalls(r)
         self._resumed = Counter("tiermesh_router_resumed_total", "Answers that went on at another worker.", registry=r)
         self._reports = Counter(
             "tiermesh_router_edge_units_total", "Units of edge nodes, by what became of them.", ["decision"], registry=r
@@ -101,9 +109,28 @@ class Metrics:
         self._tpot_s = _histogram("tpot", "Time per output token after the first.", TPOT_BUCKETS_S, r)
         r.register(_State(look))
 
+    def watch_config(self, current: Callable[[], bool], since: Callable[[], float]) -> None:
+        """Where the gauges on the configuration find what they show."""
+        words = "1 while the configuration on disk is in force, 0 while a fault keeps it out."
+        Gauge("tiermesh_router_config_current", words, registry=self.registry).set_function(current)
+        words = "When the configuration in force was taken, in seconds since 1970."
+        Gauge("tiermesh_router_config_since_seconds", words, registry=self.registry).set_function(since)
+
     def ended(self, tier: str, outcome: str) -> None:
         """A request has its outcome; the tier is one of the configuration, or empty when it never got that far."""
         self._requests.labels(tier, outcome).inc()
+
+    def in_time(self, tier: str) -> None:
+        """A request's first token came within its tier's budget."""
+        self._in_time.labels(tier).inc()
+
+    def attained(self) -> dict[str, tuple[int, int]]:
+        """By tier, how many requests ended, and how many of them had their first token in time."""
+        ended: dict[str, float] = {}
+        for sample in _samples(self._requests):
+            ended[sample.labels["tier"]] = ended.get(sample.labels["tier"], 0.0) + sample.value
+        in_time = {sample.labels["tier"]: sample.value for sample in _samples(self._in_time)}
+        return {tier: (int(count), int(in_time.get(tier, 0))) for tier, count in ended.items()}
 
     def tokens(self, origin: Literal["edge", "cloud", "cache"], count: int) -> None:
         """Answer tokens of one origin."""
@@ -141,6 +168,11 @@ class Metrics:
         """An answer took this time after its first token."""
         if output_tokens > 1:
             self._tpot_s.labels(tier).observe(decode_s / (output_tokens - 1))
+
+
+def _samples(counter: Counter) -> list[Sample]:
+    found = [sample for family in counter.collect() for sample in family.samples]
+    return [sample for sample in found if sample.name.endswith("_total")]
 
 
 def _gauge(name: str, words: str, label: str, values: dict[str, float] | dict[str, int]) -> GaugeMetricFamily:

@@ -180,6 +180,8 @@ class NodeSession:
                 self._place.session.ask(len(work.ids), ask.draft_ids, ask.alone_ids, ask.hand_over)
                 while not isinstance(frame := await self._place.session.receive(), Verdict | RelayFinished):
                     pass
+                if self._place.worker.trial:
+                    self._parts.registry.succeeded(self._place.worker)
                 return frame
             except TiermeshError as error:
                 dispatcher.failed(work, self._place, error)

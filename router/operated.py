@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..common.cache_types import CacheStats, Scope
 from ..common.errors import InvalidRequest, ModelNotFound
+from ..common.explanation import Explanation
 from ..common.inference_servicer import bearer
+from ..common.router_status import ConfigStatus, RouterStatus
 from ..common.telemetry import get_logger
+from ..common.types import Request
 from .core import Core
+from .explain import Explainer
+from .view import status_of
 
 _log = get_logger()
 
@@ -19,8 +24,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class Operations:
     """Everything behind the admin port of one router; an `Operated`."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, explainer: Explainer, config: Callable[[], ConfigStatus]) -> None:
         self._core = core
+        self._config = config
+        self._explainer = explainer
 
     def check_operator(self, metadata: Mapping[str, str]) -> None:
         """Raises Unauthenticated or Forbidden unless an operator calls."""
@@ -44,11 +51,24 @@ class Operations:
             counts=parts.metrics.cache.counts(),
         )
 
+    async def explain(self, tenant: str, request: Request) -> Explanation:
+        """What would become of a tenant's request. Raises InvalidRequest when there is no such tenant."""
+        self._check_tenant(tenant)
+        return await self._explainer.explain(tenant, request)
+
+    async def status(self) -> RouterStatus:
+        """Configuration, tiers, tenants and workers as they are now."""
+        return await status_of(self._core, self._config())
+
+    def _check_tenant(self, name: str) -> None:
+        if name not in self._core.directory.tenants:
+            known = ", ".join(self._core.directory.tenants)
+            raise InvalidRequest.field("tenant", f"there is no tenant {name!r}; there are {known}")
+
     def _meant(self, scope: Scope) -> Scope:
         """The scope with what a store knows: names of tenants, digests of models."""
-        if scope.kind == "tenant" and scope.name not in self._core.directory.tenants:
-            known = ", ".join(self._core.directory.tenants)
-            raise InvalidRequest.field("tenant", f"there is no tenant {scope.name!r}; there are {known}")
+        if scope.kind == "tenant":
+            self._check_tenant(scope.name)
         if scope.kind != "model" or _DIGEST.fullmatch(scope.name):
             return scope
         model = self._core.parts.registry.model

@@ -13,6 +13,9 @@ from ..common.frames import Hello, Load, Welcome
 from ..common.relay_link import LinkEvents, RelayLink
 from ..common.telemetry import get_logger
 from ..common.types import ModelInfo
+from .choice import choose
+from .health import Health
+from .prefixes import Prefixes
 
 _log = get_logger()
 
@@ -21,10 +24,9 @@ _FIRST_LIMIT = 8
 _QUEUED_AT_ENGINE = 1
 """Requests kept waiting in the engine, so that a slot never idles for a hop; the rest wait here, in order."""
 _LOW_KV = 0.1
-_FAILURES = 3
-"""So many failures in a row set a worker aside."""
-_EJECTED_S = (1.0, 30.0)
-"""How long, first and at most."""
+_LEAVE_S = 30.0
+"""What answers get that run at a worker which is taken out of the configuration; later they go on at another."""
+_LOOK_S = 0.05
 
 
 class Worker:
@@ -33,56 +35,62 @@ class Worker:
     def __init__(self, address: str, link: RelayLink) -> None:
         self.address = address
         self.link = link
-        self.limit = _FIRST_LIMIT
-        """Requests that we give it at once."""
         self.in_flight = 0
         """Requests of ours that it works on."""
         self.foreign = False
         """Serves another model than the pool."""
-        self.ejected_until = 0.0
-        self._failures = 0
-        self._ejections = 0
+        self.leaving = False
+        """Is out of the configuration, and finishes what it has."""
+        self.health = Health()
+        self._limit = _FIRST_LIMIT
         self._known = False
+
+    @property
+    def trial(self) -> bool:
+        """Whether it was set aside, and has had no success since."""
+        return self.health.trial
+
+    @property
+    def limit(self) -> int:
+        """Requests that we give it at once."""
+        return 1 if self.trial else self._limit
 
     def usable(self, now: float) -> bool:
         """Whether it may get new requests."""
         load = self.link.load
-        drains = load is not None and load.draining
-        return self.link.connected and not self.foreign and not drains and now >= self.ejected_until
+        drains = self.leaving or (load is not None and load.draining)
+        return self.link.connected and not self.foreign and not drains and now >= self.health.until
+
+    def state(self, now: float) -> str:
+        """In a word: up, away, leaving, foreign, draining, ejected or trial."""
+        if not self.link.connected:
+            return "away"
+        if self.leaving or self.foreign:
+            return "leaving" if self.leaving else "foreign"
+        if self.link.load is not None and self.link.load.draining:
+            return "draining"
+        return self.health.state(now)
 
     def loaded(self, load: Load) -> None:
         """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up."""
         if not self._known:
-            self.limit, self._known = load.slots + _QUEUED_AT_ENGINE, True
+            self._limit, self._known = load.slots + _QUEUED_AT_ENGINE, True
         elif load.waiting > _QUEUED_AT_ENGINE or load.kv_free < _LOW_KV:
-            self.limit = max(1, min(self.limit, load.slots) - 1)
+            self._limit = max(1, min(self._limit, load.slots) - 1)
         else:
-            self.limit = min(self.limit + 1, load.slots + _QUEUED_AT_ENGINE)
+            self._limit = min(self._limit + 1, load.slots + _QUEUED_AT_ENGINE)
 
     def lost(self) -> None:
         """The stream broke; what comes next may have other slots."""
-        self.limit, self._known = _FIRST_LIMIT, False
-        self.ejected_until = 0.0
-        self._failures = 0
-
-    def succeeded(self) -> None:
-        """An answer came through."""
-        self._failures = self._ejections = 0
+        self._limit, self._known = _FIRST_LIMIT, False
+        self.health.restarted()
 
     def failed(self, now: float) -> bool:
         """A request failed there; True when the worker is set aside for that.
 
         A broken stream does not count: all its requests fail at once, and it comes back as a new one or not at all.
         """
-        if not self.link.connected or now < self.ejected_until:
-            return False
-        self._failures += 1
-        if self._failures < _FAILURES:
-            return False
-        self._failures = 0
-        self.ejected_until = now + min(_EJECTED_S[0] * 2**self._ejections, _EJECTED_S[1])
-        self._ejections += 1
-        return True
+        return self.link.connected and self.health.failed(now)
 
 
 class Registry:
@@ -95,7 +103,12 @@ class Registry:
         self._on_change = on_change
         self._workers: dict[str, Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._partings: dict[str, asyncio.Task[None]] = {}
+        self._draw = random.Random()
+        self.prefixes = Prefixes()
         self._changed = asyncio.Event()
+        self._told = 0
+        """The capacity that `on_change` was last called for."""
         self.model: ModelInfo | None = None
         """What the pool serves; stays known while all workers are away."""
 
@@ -128,11 +141,14 @@ class Registry:
         return any(worker.usable(now) for worker in self.workers)
 
     def follow(self, addresses: Iterable[str]) -> None:
-        """Connects to these workers and to no others; links in use by running answers break with their worker."""
+        """Connects to these workers; others get nothing new, and are let go when they have answered what they have."""
         wanted = list(addresses)
-        for address in [a for a in self._workers if a not in wanted]:
-            self._tasks.pop(address).cancel()
-            del self._workers[address]
+        for address, worker in list(self._workers.items()):
+            worker.leaving = address not in wanted
+            if worker.leaving and not worker.in_flight:
+                self._let_go(address)
+            elif worker.leaving and address not in self._partings:
+                self._partings[address] = asyncio.create_task(self._see_off(worker))
         for address in wanted:
             if address not in self._workers:
                 self._add(address)
@@ -140,18 +156,22 @@ class Registry:
 
     async def close(self) -> None:
         """Ends all links."""
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._partings.values()]
         self._tasks.clear()
+        self._partings.clear()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def pick(self, avoid: frozenset[str] = frozenset()) -> Worker | None:
-        """The usable worker with the most room; those to avoid only when there is no other."""
+    def pick(self, avoid: frozenset[str] = frozenset(), keys: Sequence[int] = ()) -> Worker | None:
+        """A usable worker by load and by what it knows of the prompt with these keys (see `Prefixes`).
+
+        Those to avoid are taken only when there is no other.
+        """
         now = self._clock.now()
         usable = [worker for worker in self.workers if worker.usable(now)]
         fresh = [worker for worker in usable if worker.address not in avoid] or usable
-        return min(fresh, key=lambda w: ((w.in_flight + 1) / w.limit, random.random())) if fresh else None
+        return choose(fresh, self.prefixes.known(keys), self._draw)
 
     async def wait_usable(self, timeout_s: float) -> bool:
         """Waits until a worker is usable; False when none is in time."""
@@ -173,7 +193,35 @@ class Registry:
             _log.warning("worker_ejected", worker=worker.address)
             self._notify()
             # Its return is an event by time alone. The timer holds nothing, and one that fires late does no harm.
-            asyncio.get_running_loop().call_later(worker.ejected_until - now + 0.01, self._notify)
+            asyncio.get_running_loop().call_later(worker.health.until - now + 0.01, self._notify)
+
+    def succeeded(self, worker: Worker) -> None:
+        """An answer came through."""
+        if worker.health.succeeded():
+            _log.info("worker_back", worker=worker.address)
+            self._notify()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests of ours that the workers have."""
+        return sum(worker.in_flight for worker in self.workers)
+
+    async def _see_off(self, worker: Worker) -> None:
+        """Waits until a worker that leaves has nothing of ours, or for long enough; unless it is wanted again."""
+        try:
+            ends = self._clock.now() + _LEAVE_S
+            while worker.leaving and worker.in_flight and self._clock.now() < ends:  # noqa: ASYNC110 - counts have no event
+                await asyncio.sleep(_LOOK_S)
+            if worker.leaving:
+                self._let_go(worker.address)
+                self._notify()
+        finally:
+            self._partings.pop(worker.address, None)
+
+    def _let_go(self, address: str) -> None:
+        self._tasks.pop(address).cancel()
+        del self._workers[address]
+        self.prefixes.forget(address)
 
     def _add(self, address: str) -> None:
         events = LinkEvents(
@@ -201,17 +249,18 @@ class Registry:
 
     def _loaded(self, address: str, load: Load) -> None:
         if worker := self._workers.get(address):
-            before = (worker.limit, worker.usable(self._clock.now()))
             worker.loaded(load)
-            if before != (worker.limit, worker.usable(self._clock.now())):
+            if self.capacity != self._told:
                 self._notify()
 
     def _lost(self, address: str, error: TiermeshError) -> None:
         _log.warning("worker_lost", worker=address, reason=error.reason)
         if worker := self._workers.get(address):
             worker.lost()
+            self.prefixes.forget(address)
         self._notify()
 
     def _notify(self) -> None:
+        self._told = self.capacity
         self._changed.set()
         self._on_change()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 from ..common.errors import DeadlineExceeded, TiermeshError
@@ -67,12 +68,37 @@ class Scheduler:
         """Service that each tier is owed, in tokens."""
         return self._lags.all()
 
-    def configure(self, tiers: Sequence[TierRule], alpha: float) -> None:
-        """Other budgets and shares for the same tiers, and another α, for what comes from now on."""
+    def configure(self, tiers: Sequence[TierRule], alpha: float, max_queued: int | None = None) -> None:
+        """Other budgets and shares for the same tiers, another α and length of the queue, from now on."""
         assert [tier.name for tier in tiers] == self._order, "tiers keep their names and order"
         self._rules = {tier.name: tier for tier in tiers}
         self._lags.set_shares(tiers)
         self._alpha = alpha
+        self._max_queued = max_queued or self._max_queued
+
+    def twin(self) -> Scheduler:
+        """Another one in the same state, to try things on; jobs are shared, since nothing changes them."""
+        memo: dict[int, object] = {id(self._tenant): self._tenant}
+        memo |= {id(job): job for job in self._running.values()}
+        memo |= {id(held): held for held in self._waiting.values()}
+        return deepcopy(self, memo)
+
+    def expected_wait_s(self, job: Job) -> float | None:
+        """How long a job that came now would wait, beyond those that a slot is free for; None where no rate tells."""
+        return self._prospect(job).wait_s or None
+
+    @property
+    def running_costs(self) -> Mapping[int, float]:
+        """What the jobs that hold a slot count as, in the order in which they got it."""
+        return {number: self._cost(job) for number, job in self._running.items()}
+
+    def running_in(self, tier: str) -> int:
+        """Jobs of a tier that hold a slot."""
+        return sum(job.tier == tier for job in self._running.values())
+
+    def demand(self, tenant: str) -> tuple[int, int]:
+        """Jobs of a tenant that hold a slot, and that wait."""
+        return self._running_of.get(tenant, 0), sum(queue.waiting(tenant) for queue in self._queues.values())
 
     def queued(self, tier: str) -> int:
         """Jobs of a tier that wait."""

@@ -12,11 +12,13 @@ from ..common.errors import Draining, ModelNotFound, NoWorkers, TiermeshError
 from ..common.frames import DownFrame, Hello, Welcome
 from ..common.inference_servicer import Caller, bearer
 from ..common.relay_server import RelayPeer
+from ..common.router_status import ConfigStatus
 from ..common.telemetry import get_logger
-from ..common.types import Event, Finished, ModelInfo, Prompt, Request, ScoreRequest, Scores
+from ..common.types import Event, Finished, ModelInfo, Prompt, Request, ScoreRequest, Scores, Started
 from ..common.validate import Limits, check_prompt_length, check_request, check_score_request
 from .answers import Answers
 from .core import Core
+from .explain import Explainer
 from .nodes import Nodes
 from .operated import Operations
 from .orders import Order, order_of
@@ -44,7 +46,11 @@ class RouterService:
         self._core.watch_nodes(lambda: self._nodes.sessions)
         self._core.listen(self._nodes.tell_all)
         self.metrics = self._core.metrics
-        self.operations = Operations(self._core)
+        explainer = Explainer(self._core, self._answers, self._admit)
+        self.operations = Operations(self._core, explainer, lambda: self.config)
+        self.config = ConfigStatus()
+        """What is in force; kept by `Reloader`."""
+        self.metrics.watch_config(lambda: not self.config.fault, lambda: self.config.since)
 
     @property
     def ready(self) -> bool:
@@ -86,12 +92,14 @@ class RouterService:
 
     async def generate(self, request: Request, caller: Caller) -> AsyncGenerator[tuple[Event, ...], None]:
         """Started, Tokens…, Finished, what is ready at once together; closing it cancels the work upstream."""
-        tier, outcome = "", "abandoned"
+        tier, outcome, first, begun = "", "abandoned", None, self._clock.now()
         try:
             order = await self._admit(request, caller)
             tier = order.request.tier
             async with aclosing(self._answers.answer(order, _LINGER_S)) as events:
                 async for ready in events:
+                    if first is None and not isinstance(ready[-1], Started):
+                        first = self._clock.now()
                     if isinstance(ready[-1], Finished):
                         outcome = ready[-1].reason.value
                     yield ready
@@ -101,6 +109,8 @@ class RouterService:
             raise
         finally:
             self.metrics.ended(tier, outcome)
+            if first is not None and first - begun <= self._core.directory.tiers[tier].ttft_s:
+                self.metrics.in_time(tier)
 
     async def score(self, request: ScoreRequest, caller: Caller) -> Scores:
         """Log-probabilities and own choices of a worker."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..common.clock import Clock
 from ..common.errors import TiermeshError
@@ -45,8 +45,10 @@ class Ticket:
 class Slots:
     """The scheduler on the event loop."""
 
-    def __init__(self, scheduler: Scheduler, clock: Clock) -> None:
+    def __init__(self, scheduler: Scheduler, clock: Clock, changed: Callable[[str], None] = lambda _: None) -> None:
         self.scheduler = scheduler
+        self._changed = changed
+        """Hears whose jobs came or went."""
         self._clock = clock
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
@@ -62,6 +64,7 @@ class Slots:
         self._waiting[job.number] = granted
         self._carry_out(self.scheduler.arrive(job, self._clock.now()))
         self.turn()
+        self._changed(job.tenant)
         if granted.done() and (error := granted.exception()) is not None:
             raise error
         return Ticket(self, job, granted)
@@ -107,4 +110,5 @@ class Slots:
             granted.cancel()
         elif granted.exception() is None:
             self.scheduler.finish(job.number, actual_cost, now)
+        self._changed(job.tenant)
         self.turn()

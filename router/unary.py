@@ -28,7 +28,7 @@ class Unary:
         """Scores from the least busy worker. Raises the worker's error, a refusal, or NoWorkers."""
         parts = self._parts
         tokens = parts.estimates.prompt_tokens(request.prompt)
-        reservation = parts.limits.reserve(tenant, tokens)
+        reservation = await parts.limits.hold(tenant, tokens)
         number = parts.slots.number()
         service_s = parts.estimates.service_s(tokens, 0.0, parts.registry.batches)
         used = 0.0

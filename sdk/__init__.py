@@ -25,6 +25,7 @@ from tiermesh.common.errors import (
     Unsupported,
     Violation,
 )
+from tiermesh.common.explanation import Explanation
 from tiermesh.common.types import (
     CacheControl,
     ChatMessage,
@@ -57,6 +58,7 @@ __all__ = [
     "DeadlineExceeded",
     "Draining",
     "Event",
+    "Explanation",
     "FinishReason",
     "Finished",
     "Forbidden",

@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from tiermesh.common.explanation import Explanation
 from tiermesh.common.types import Event, ModelInfo, Scores
 
 from .answer import Answer
@@ -67,6 +68,10 @@ class Client:
     def cancel(self, request_id: str) -> bool:
         """Ends a running request of the same tenant; False when there was none."""
         return self._wait(self._client.cancel(request_id))
+
+    def explain(self, prompt: PromptLike, *, tenant: str, **options: Unpack[GenerateOptions]) -> Explanation:
+        """What a router would do with a tenant's request; see `AsyncClient.explain`."""
+        return self._wait(self._client.explain(prompt, tenant=tenant, **options))
 
     def close(self) -> None:
         """Ends the connection, every call on it, and the thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import cli_admin, cli_ask, cli_cache, cli_mesh, cli_status
+from . import cli_admin, cli_ask, cli_cache, cli_explain, cli_mesh, cli_status
 
 app = typer.Typer(
     name="tiermesh",
@@ -17,5 +17,6 @@ app = typer.Typer(
 cli_mesh.add_to(app)
 cli_ask.add_to(app)
 cli_status.add_to(app)
+cli_explain.add_to(app)
 cli_admin.add_to(app)
 cli_cache.add_to(app)

@@ -11,7 +11,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
+from tiermesh.common import admin_stub
 from tiermesh.common.errors import DeadlineExceeded, InternalError, TiermeshError
+from tiermesh.common.explanation import Explanation
 from tiermesh.common.types import Event, ModelInfo, Request, Scores, Started, Tokens
 
 from .answer import Answer, Gatherer
@@ -97,6 +99,13 @@ class AsyncClient:
         """Ends a running request of the same tenant; False when there was none."""
         ends = _ends(self._timeout_s)
         return await self._retried(ends, lambda: self._calls.cancel(request_id, _left(ends)))
+
+    async def explain(self, prompt: PromptLike, *, tenant: str, **options: Unpack[GenerateOptions]) -> Explanation:
+        """What a router would do with a tenant's request: for operators, who show their own key as `api_key`.
+
+        A dry run: it tells tier, place, start, worker, or why it would be refused; nothing changes by it.
+        """
+        return await admin_stub.explain(self.address, tenant, make_request(prompt, options), self._api_key)
 
     async def close(self) -> None:
         """Ends the connection and every call on it."""

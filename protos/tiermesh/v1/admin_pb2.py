@@ -22,27 +22,47 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from tiermesh.v1 import inference_pb2 as tiermesh_dot_v1_dot_inference__pb2
+from tiermesh.v1 import types_pb2 as tiermesh_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tiermesh/v1/admin.proto\x12\x0btiermesh.v1\"U\n\x11PurgeCacheRequest\x12\x10\n\x06tenant\x18\x01 \x01(\tH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\x14\n\neverything\x18\x03 \x01(\x08H\x00\x42\x07\n\x05scope\"\x14\n\x12PurgeCacheResponse\"\x16\n\x14GetCacheStatsRequest\"\x8e\x01\n\x15GetCacheStatsResponse\x12\r\n\x05store\x18\x01 \x01(\t\x12\x0f\n\x07\x62reaker\x18\x02 \x01(\t\x12,\n\x07tenants\x18\x03 \x03(\x0b\x32\x1b.tiermesh.v1.TenantHoldings\x12\'\n\x06\x63ounts\x18\x04 \x03(\x0b\x32\x17.tiermesh.v1.CacheCount\"@\n\x0eTenantHoldings\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\":\n\nCacheCount\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x32\xb5\x01\n\x0c\x41\x64minService\x12M\n\nPurgeCache\x12\x1e.tiermesh.v1.PurgeCacheRequest\x1a\x1f.tiermesh.v1.PurgeCacheResponse\x12V\n\rGetCacheStats\x12!.tiermesh.v1.GetCacheStatsRequest\x1a\".tiermesh.v1.GetCacheStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tiermesh/v1/admin.proto\x12\x0btiermesh.v1\x1a\x1btiermesh/v1/inference.proto\x1a\x17tiermesh/v1/types.proto\"U\n\x11PurgeCacheRequest\x12\x10\n\x06tenant\x18\x01 \x01(\tH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\x14\n\neverything\x18\x03 \x01(\x08H\x00\x42\x07\n\x05scope\"\x14\n\x12PurgeCacheResponse\"\x16\n\x14GetCacheStatsRequest\"\x8e\x01\n\x15GetCacheStatsResponse\x12\r\n\x05store\x18\x01 \x01(\t\x12\x0f\n\x07\x62reaker\x18\x02 \x01(\t\x12,\n\x07tenants\x18\x03 \x03(\x0b\x32\x1b.tiermesh.v1.TenantHoldings\x12\'\n\x06\x63ounts\x18\x04 \x03(\x0b\x32\x17.tiermesh.v1.CacheCount\"@\n\x0eTenantHoldings\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\":\n\nCacheCount\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"O\n\x0e\x45xplainRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12-\n\x07request\x18\x02 \x01(\x0b\x32\x1c.tiermesh.v1.GenerateRequest\"\xe0\x01\n\x0f\x45xplainResponse\x12\x10\n\x08\x61\x64mitted\x18\x01 \x01(\x08\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.tiermesh.v1.Error\x12\x0c\n\x04tier\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05place\x18\x05 \x01(\r\x12\x19\n\x0cstarts_in_ms\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06worker\x18\x07 \x01(\t\x12\x0c\n\x04\x63ost\x18\x08 \x01(\x01\x12\x12\n\nservice_ms\x18\t \x01(\x01\x12\r\n\x05steps\x18\n \x03(\tB\x0f\n\r_starts_in_ms\"\x12\n\x10GetStatusRequest\"\xf8\x01\n\x11GetStatusResponse\x12)\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x19.tiermesh.v1.ConfigStatus\x12&\n\x05tiers\x18\x02 \x03(\x0b\x32\x17.tiermesh.v1.TierStatus\x12*\n\x07tenants\x18\x03 \x03(\x0b\x32\x19.tiermesh.v1.TenantStatus\x12*\n\x07workers\x18\x04 \x03(\x0b\x32\x19.tiermesh.v1.WorkerStatus\x12\x0e\n\x06limits\x18\x05 \x01(\t\x12\x0f\n\x07retries\x18\x06 \x01(\r\x12\x17\n\x0fretries_allowed\x18\x07 \x01(\r\"Y\n\x0c\x43onfigStatus\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\r\n\x05since\x18\x02 \x01(\x01\x12\r\n\x05taken\x18\x03 \x01(\r\x12\x0c\n\x04kept\x18\x04 \x01(\r\x12\r\n\x05\x66\x61ult\x18\x05 \x01(\t\"\x90\x01\n\nTierStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x0b\n\x03lag\x18\x04 \x01(\x01\x12\x11\n\tlag_bound\x18\x05 \x01(\x01\x12\x0f\n\x07offered\x18\x06 \x01(\x04\x12\x10\n\x08\x61ttained\x18\x07 \x01(\x04\x12\x0f\n\x07ttft_ms\x18\x08 \x01(\x04\"h\n\x0cTenantStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12(\n\x06limits\x18\x04 \x03(\x0b\x32\x18.tiermesh.v1.LimitStatus\"8\n\x0bLimitStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x01\x12\r\n\x05limit\x18\x03 \x01(\x01\"\xbd\x01\n\x0cWorkerStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x11\n\tin_flight\x18\x03 \x01(\r\x12\r\n\x05limit\x18\x04 \x01(\r\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x0f\n\x07running\x18\x06 \x01(\r\x12\x0f\n\x07waiting\x18\x07 \x01(\r\x12\x0f\n\x07kv_free\x18\x08 \x01(\x01\x12\x11\n\tejections\x18\t \x01(\r\x12\x16\n\x0e\x65jected_for_ms\x18\n \x01(\x01\x32\xc7\x02\n\x0c\x41\x64minService\x12M\n\nPurgeCache\x12\x1e.tiermesh.v1.PurgeCacheRequest\x1a\x1f.tiermesh.v1.PurgeCacheResponse\x12V\n\rGetCacheStats\x12!.tiermesh.v1.GetCacheStatsRequest\x1a\".tiermesh.v1.GetCacheStatsResponse\x12\x44\n\x07\x45xplain\x12\x1b.tiermesh.v1.ExplainRequest\x1a\x1c.tiermesh.v1.ExplainResponse\x12J\n\tGetStatus\x12\x1d.tiermesh.v1.GetStatusRequest\x1a\x1e.tiermesh.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tiermesh.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PURGECACHEREQUEST']._serialized_start=40
-  _globals['_PURGECACHEREQUEST']._serialized_end=125
-  _globals['_PURGECACHERESPONSE']._serialized_start=127
-  _globals['_PURGECACHERESPONSE']._serialized_end=147
-  _globals['_GETCACHESTATSREQUEST']._serialized_start=149
-  _globals['_GETCACHESTATSREQUEST']._serialized_end=171
-  _globals['_GETCACHESTATSRESPONSE']._serialized_start=174
-  _globals['_GETCACHESTATSRESPONSE']._serialized_end=316
-  _globals['_TENANTHOLDINGS']._serialized_start=318
-  _globals['_TENANTHOLDINGS']._serialized_end=382
-  _globals['_CACHECOUNT']._serialized_start=384
-  _globals['_CACHECOUNT']._serialized_end=442
-  _globals['_ADMINSERVICE']._serialized_start=445
-  _globals['_ADMINSERVICE']._serialized_end=626
+  _globals['_PURGECACHEREQUEST']._serialized_start=94
+  _globals['_PURGECACHEREQUEST']._serialized_end=179
+  _globals['_PURGECACHERESPONSE']._serialized_start=181
+  _globals['_PURGECACHERESPONSE']._serialized_end=201
+  _globals['_GETCACHESTATSREQUEST']._serialized_start=203
+  _globals['_GETCACHESTATSREQUEST']._serialized_end=225
+  _globals['_GETCACHESTATSRESPONSE']._serialized_start=228
+  _globals['_GETCACHESTATSRESPONSE']._serialized_end=370
+  _globals['_TENANTHOLDINGS']._serialized_start=372
+  _globals['_TENANTHOLDINGS']._serialized_end=436
+  _globals['_CACHECOUNT']._serialized_start=438
+  _globals['_CACHECOUNT']._serialized_end=496
+  _globals['_EXPLAINREQUEST']._serialized_start=498
+  _globals['_EXPLAINREQUEST']._serialized_end=577
+  _globals['_EXPLAINRESPONSE']._serialized_start=580
+  _globals['_EXPLAINRESPONSE']._serialized_end=804
+  _globals['_GETSTATUSREQUEST']._serialized_start=806
+  _globals['_GETSTATUSREQUEST']._serialized_end=824
+  _globals['_GETSTATUSRESPONSE']._serialized_start=827
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1075
+  _globals['_CONFIGSTATUS']._serialized_start=1077
+  _globals['_CONFIGSTATUS']._serialized_end=1166
+  _globals['_TIERSTATUS']._serialized_start=1169
+  _globals['_TIERSTATUS']._serialized_end=1313
+  _globals['_TENANTSTATUS']._serialized_start=1315
+  _globals['_TENANTSTATUS']._serialized_end=1419
+  _globals['_LIMITSTATUS']._serialized_start=1421
+  _globals['_LIMITSTATUS']._serialized_end=1477
+  _globals['_WORKERSTATUS']._serialized_start=1480
+  _globals['_WORKERSTATUS']._serialized_end=1669
+  _globals['_ADMINSERVICE']._serialized_start=1672
+  _globals['_ADMINSERVICE']._serialized_end=1999
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,8 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from tiermesh.v1 import inference_pb2 as _inference_pb2
+from tiermesh.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -167,3 +169,336 @@ class CacheCount(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CacheCount: _TypeAlias = CacheCount  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """Required. Who would ask."""
+    @_builtins.property
+    def request(self) -> _inference_pb2.GenerateRequest:
+        """Required. As it would come."""
+
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        request: _inference_pb2.GenerateRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMITTED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    STARTS_IN_MS_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    SERVICE_MS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    admitted: _builtins.bool
+    """Whether it would be taken in."""
+    tier: _builtins.str
+    """The tier it would be served in; empty when it is refused before that is known."""
+    source: _builtins.str
+    """Who would answer: "worker", "cache", or "flight", an identical request under way. Empty when refused."""
+    place: _builtins.int
+    """Waiting requests that would get a slot before it, if no other came."""
+    starts_in_ms: _builtins.float
+    """When it would start. Unset while nothing was measured that says so."""
+    worker: _builtins.str
+    """Where it would go now, when a worker would answer."""
+    cost: _builtins.float
+    """What it is thought to cost, in tokens, and to take from its start to the last token."""
+    service_ms: _builtins.float
+    @_builtins.property
+    def error(self) -> _types_pb2.Error:
+        """Why not; unset when it would."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The steps that led there, in order, one sentence each."""
+
+    def __init__(
+        self,
+        *,
+        admitted: _builtins.bool = ...,
+        error: _types_pb2.Error | None = ...,
+        tier: _builtins.str = ...,
+        source: _builtins.str = ...,
+        place: _builtins.int = ...,
+        starts_in_ms: _builtins.float | None = ...,
+        worker: _builtins.str = ...,
+        cost: _builtins.float = ...,
+        service_ms: _builtins.float = ...,
+        steps: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_starts_in_ms", b"_starts_in_ms", "error", b"error", "starts_in_ms", b"starts_in_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_starts_in_ms", b"_starts_in_ms", "admitted", b"admitted", "cost", b"cost", "error", b"error", "place", b"place", "service_ms", b"service_ms", "source", b"source", "starts_in_ms", b"starts_in_ms", "steps", b"steps", "tier", b"tier", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__starts_in_ms: _TypeAlias = _typing.Literal["starts_in_ms"]  # noqa: Y015
+    _WhichOneofArgType__starts_in_ms: _TypeAlias = _typing.Literal["_starts_in_ms", b"_starts_in_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__starts_in_ms) -> _WhichOneofReturnType__starts_in_ms | None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class GetStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
+
+@_typing.final
+class GetStatusResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONFIG_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    RETRIES_ALLOWED_FIELD_NUMBER: _builtins.int
+    limits: _builtins.str
+    """Who keeps the limits: "memory", "redis", or "redis_away" while this router keeps them alone."""
+    retries: _builtins.int
+    """Attempts beyond the first in the retry budget's window, and how many there may be now."""
+    retries_allowed: _builtins.int
+    @_builtins.property
+    def config(self) -> Global___ConfigStatus: ...
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierStatus]:
+        """Highest first."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantStatus]: ...
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerStatus]: ...
+    def __init__(
+        self,
+        *,
+        config: Global___ConfigStatus | None = ...,
+        tiers: _abc.Iterable[Global___TierStatus] | None = ...,
+        tenants: _abc.Iterable[Global___TenantStatus] | None = ...,
+        workers: _abc.Iterable[Global___WorkerStatus] | None = ...,
+        limits: _builtins.str = ...,
+        retries: _builtins.int = ...,
+        retries_allowed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "limits", b"limits", "retries", b"retries", "retries_allowed", b"retries_allowed", "tenants", b"tenants", "tiers", b"tiers", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ConfigStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The file; empty where the router runs without."""
+    since: _builtins.float
+    """When it came into force; seconds since 1970."""
+    taken: _builtins.int
+    """Newer ones that came into force, and that did not."""
+    kept: _builtins.int
+    fault: _builtins.str
+    """What keeps the file as it is now out of force; empty when it is in."""
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        since: _builtins.float = ...,
+        taken: _builtins.int = ...,
+        kept: _builtins.int = ...,
+        fault: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "kept", b"kept", "since", b"since", "source", b"source", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigStatus: _TypeAlias = ConfigStatus  # noqa: Y015
+
+@_typing.final
+class TierStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    LAG_BOUND_FIELD_NUMBER: _builtins.int
+    OFFERED_FIELD_NUMBER: _builtins.int
+    ATTAINED_FIELD_NUMBER: _builtins.int
+    TTFT_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    waiting: _builtins.int
+    running: _builtins.int
+    lag: _builtins.float
+    """Service that it is owed, and what no lag reaches; tokens."""
+    lag_bound: _builtins.float
+    offered: _builtins.int
+    """Requests since the start that this router answered or refused, and those whose first token came within ttft_ms."""
+    attained: _builtins.int
+    ttft_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        running: _builtins.int = ...,
+        lag: _builtins.float = ...,
+        lag_bound: _builtins.float = ...,
+        offered: _builtins.int = ...,
+        attained: _builtins.int = ...,
+        ttft_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attained", b"attained", "lag", b"lag", "lag_bound", b"lag_bound", "name", b"name", "offered", b"offered", "running", b"running", "ttft_ms", b"ttft_ms", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TierStatus: _TypeAlias = TierStatus  # noqa: Y015
+
+@_typing.final
+class TenantStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    running: _builtins.int
+    waiting: _builtins.int
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___LimitStatus]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        limits: _abc.Iterable[Global___LimitStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "name", b"name", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantStatus: _TypeAlias = TenantStatus  # noqa: Y015
+
+@_typing.final
+class LimitStatus(_message.Message):
+    """How much of a limit is used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """For instance "tokens_per_minute"; as in the configuration."""
+    used: _builtins.float
+    limit: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        used: _builtins.float = ...,
+        limit: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "name", b"name", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LimitStatus: _TypeAlias = LimitStatus  # noqa: Y015
+
+@_typing.final
+class WorkerStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SLOTS_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    KV_FREE_FIELD_NUMBER: _builtins.int
+    EJECTIONS_FIELD_NUMBER: _builtins.int
+    EJECTED_FOR_MS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    state: _builtins.str
+    """"up", "away", "foreign" (serves another model), "draining", "ejected", or "trial" after that; "leaving" when it is
+    out of the configuration and still answers.
+    """
+    in_flight: _builtins.int
+    """Requests of this router there, and how many it gives at most."""
+    limit: _builtins.int
+    slots: _builtins.int
+    """As its last load frame says."""
+    running: _builtins.int
+    waiting: _builtins.int
+    kv_free: _builtins.float
+    ejections: _builtins.int
+    """Times that it was set aside, and for how long it still is."""
+    ejected_for_ms: _builtins.float
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        state: _builtins.str = ...,
+        in_flight: _builtins.int = ...,
+        limit: _builtins.int = ...,
+        slots: _builtins.int = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        kv_free: _builtins.float = ...,
+        ejections: _builtins.int = ...,
+        ejected_for_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "ejected_for_ms", b"ejected_for_ms", "ejections", b"ejections", "in_flight", b"in_flight", "kv_free", b"kv_free", "limit", b"limit", "running", b"running", "slots", b"slots", "state", b"state", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015

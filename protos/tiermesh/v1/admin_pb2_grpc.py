@@ -44,6 +44,16 @@ class AdminServiceStub:
                 request_serializer=tiermesh_dot_v1_dot_admin__pb2.GetCacheStatsRequest.SerializeToString,
                 response_deserializer=tiermesh_dot_v1_dot_admin__pb2.GetCacheStatsResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/tiermesh.v1.AdminService/Explain',
+                request_serializer=tiermesh_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=tiermesh_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.GetStatus = channel.unary_unary(
+                '/tiermesh.v1.AdminService/GetStatus',
+                request_serializer=tiermesh_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
+                response_deserializer=tiermesh_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -63,6 +73,20 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """What would become of a request that came now, and why. Nothing changes by it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStatus(self, request, context):
+        """Configuration, tiers, tenants and workers as this router sees them now. Never a key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +99,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetCacheStats,
                     request_deserializer=tiermesh_dot_v1_dot_admin__pb2.GetCacheStatsRequest.FromString,
                     response_serializer=tiermesh_dot_v1_dot_admin__pb2.GetCacheStatsResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=tiermesh_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
+                    response_serializer=tiermesh_dot_v1_dot_admin__pb2.ExplainResponse.SerializeToString,
+            ),
+            'GetStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStatus,
+                    request_deserializer=tiermesh_dot_v1_dot_admin__pb2.GetStatusRequest.FromString,
+                    response_serializer=tiermesh_dot_v1_dot_admin__pb2.GetStatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +165,60 @@ class AdminService:
             '/tiermesh.v1.AdminService/GetCacheStats',
             tiermesh_dot_v1_dot_admin__pb2.GetCacheStatsRequest.SerializeToString,
             tiermesh_dot_v1_dot_admin__pb2.GetCacheStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tiermesh.v1.AdminService/Explain',
+            tiermesh_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+            tiermesh_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tiermesh.v1.AdminService/GetStatus',
+            tiermesh_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
+            tiermesh_dot_v1_dot_admin__pb2.GetStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -229,6 +229,8 @@ async def test_a_worker_that_keeps_failing_is_set_aside_for_a_while(
             await router.client.events(Request("poison", 4))
     assert sorted(router.sample("worker_up", worker=worker.address) for worker in workers) == [0, 1]
     assert text_of(await router.client.events(Request("hello", 4)))
+    await toy.until(lambda: router.sample("slots") == 10)  # one request, to try it with
+    assert text_of(await router.client.events(Request("hello again", 4)))
     await toy.until(lambda: router.sample("slots") == 18)
 
 

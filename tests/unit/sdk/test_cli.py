@@ -3,21 +3,31 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
 
-from tiermesh import Overloaded, Unauthenticated
+from tiermesh import Explanation, Overloaded, Unauthenticated
 from tiermesh.cli import run
 from tiermesh.cli_app import app
 from tiermesh.common.admin_servicer import AdminServicer
 from tiermesh.common.cache_types import CacheStats, Holdings, Scope
+from tiermesh.common.router_status import (
+    ConfigStatus,
+    LimitStatus,
+    RouterStatus,
+    TenantStatus,
+    TierStatus,
+    WorkerStatus,
+)
 from tiermesh.common.rpc import RpcServer
+from tiermesh.common.types import Request
 from tiermesh.status import parse, tables
 
 COMMANDS = [
     *(["up"], ["demo"], ["edge"], ["router"], ["cloud"], ["generate"], ["score"], ["status"], ["export"], ["bench"]),
+    *(["explain"],),
     *(["config", "check"], ["keys", "new"], ["keys", "init"], ["calibrate"], ["cache", "purge"], ["cache", "stats"]),
 ]
 PAGE = """# HELP tiermesh_x_total things
@@ -113,6 +123,24 @@ class ScriptedRouter:
     async def purge_cache(self, scope: Scope) -> None:
         self.purged.append(scope)
 
+    async def explain(self, tenant: str, request: Request) -> Explanation:
+        if request.max_tokens > 100:
+            error = Overloaded("it would start in 9.0 s and miss its deadline", retry_after_s=4.0)
+            return Explanation(False, error, request.tier, steps=("tier realtime, as asked",))
+        steps = ("tier realtime, as asked", "it would wait for 3 others")
+        return Explanation(True, None, request.tier, "worker", 3, 0.25, "127.0.0.1:7090", 40.0, 0.5, steps)
+
+    async def status(self) -> RouterStatus:
+        return RouterStatus(
+            ConfigStatus("mesh.yaml", 1.7e9, 2, 1, "mesh.yaml:7: tiers.fast: unknown key"),
+            (TierStatus("realtime", 2, 1, 100.0, 13_705.0, 40, 38, 0.05),),
+            (TenantStatus("demo", 1, 2, (LimitStatus("tokens_per_minute", 150.0, 200.0),)),),
+            (WorkerStatus("127.0.0.1:7090", "ejected", 0, 1, 8, 3, 0, 0.5, 2, 1.5),),
+            "redis",
+            1,
+            12,
+        )
+
     async def cache_stats(self) -> CacheStats:
         counts = {"lookups": {"hit": 3, "miss": 1}, "evicted": {}}
         return CacheStats("redis", "open", {"demo": Holdings(2, 700)}, counts)
@@ -143,6 +171,54 @@ async def test_operators_purge_and_look(capsys: pytest.CaptureFixture[str], monk
         assert "3 hit, 1 miss" in capsys.readouterr().out
     finally:
         await server.stop(0)
+
+
+@pytest.fixture
+async def operated(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """A router for operators."""
+    server = RpcServer()
+    server.add_admin(AdminServicer(ScriptedRouter()))
+    address = await server.start("127.0.0.1:0")
+    monkeypatch.setenv("TIERMESH_ADMIN_KEY", "operator")
+    monkeypatch.setenv("TIERMESH_ROUTER", address)
+    monkeypatch.setenv("COLUMNS", "200")
+    yield address
+    await server.stop(0)
+
+
+async def test_explain_tells_the_verdict(operated: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["explain", "hello", "--tenant", "demo", "--tier", "realtime", "--max-tokens"]
+    assert await asyncio.to_thread(run, [*asked, "8"]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["it would wait for 3 others", "admitted"]
+    assert await asyncio.to_thread(run, [*asked, "8", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["place"], told["starts_in_ms"], told["worker"]) == (3, 250.0, "127.0.0.1:7090")
+    assert await asyncio.to_thread(run, [*asked, "800", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["admitted"], told["reason"], told["retry_after_ms"]) == (False, "OVERLOADED", 4000)
+    assert told["starts_in_ms"] is None
+
+
+async def test_status_shows_what_a_router_tells_its_operators(
+    operated: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await asyncio.to_thread(run, ["status"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "mesh.yaml:7: tiers.fast: unknown key",
+        "95.0% of 40 within 50 ms",
+        "100 of 13705",
+        "ejected for 1.5 s",
+    ):
+        assert words in shown
+    assert "tokens_per_minute 150 of 200" in shown
+    assert await asyncio.to_thread(run, ["status", "--router", operated, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["router"]["tiers"][0]["attained"] == 38
+    assert told["ready"] is False
+    monkeypatch.setenv("TIERMESH_ADMIN_KEY", "wrong")
+    assert await asyncio.to_thread(run, ["status", "--router", operated]) == 1
+    assert "operator's key" in capsys.readouterr().out
 
 
 def test_keys_are_shown_once_with_their_hash(capsys: pytest.CaptureFixture[str]) -> None:

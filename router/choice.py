@@ -1,0 +1,53 @@
+"""Which worker gets a request: the better of two drawn by chance, and of the one that knows most of its prompt. Pure.
+
+Two drawn by chance come close to the least busy of all without every router sending to the same one ("The power of two
+choices in randomized load balancing", Mitzenmacher 1996). A prefix that a worker has computed makes up for load up to a
+bound, so one common beginning does not pull everything to one worker.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+AFFINITY = 0.5
+"""A prompt known in full weighs as much as half a worker's places."""
+
+
+class Candidate(Protocol):
+    """What is known of a worker."""
+
+    address: str
+    in_flight: int
+
+    @property
+    def trial(self) -> bool:
+        """Whether one request is to show that it is well again."""
+        ...
+
+    @property
+    def limit(self) -> int:
+        """Requests that it gets at once."""
+        ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+def choose(usable: Sequence[C], known: Mapping[str, float], draw: random.Random) -> C | None:
+    """One with room, while any has; `known` says of how much of the prompt an address has computed, from 0 to 1."""
+    free = [worker for worker in usable if worker.in_flight < worker.limit] or usable
+    if not free:
+        return None
+    for worker in free:
+        if worker.trial and not worker.in_flight:
+            return worker
+    drawn = list(free) if len(free) <= 2 else draw.sample(free, 2)
+    if known:
+        drawn.append(max(free, key=lambda worker: known.get(worker.address, 0.0)))
+    return min(drawn, key=lambda worker: (_badness(worker, known), draw.random()))
+
+
+def _badness(worker: Candidate, known: Mapping[str, float]) -> float:
+    return (worker.in_flight + 1) / worker.limit - AFFINITY * known.get(worker.address, 0.0)
