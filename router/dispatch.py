@@ -145,7 +145,7 @@ class Dispatcher:
 
     def done(self, place: Place) -> None:
         """The answer is complete."""
-        place.worker.succeeded()
+        place.worker.standing.succeeded()
         place.close(CloseReason.DONE)
 
     def failed(self, work: Work, place: Place | None, error: TiermeshError) -> None:

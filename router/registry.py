@@ -13,6 +13,7 @@ from ..common.frames import Hello, Load, Welcome
 from ..common.relay_link import LinkEvents, RelayLink
 from ..common.telemetry import get_logger
 from ..common.types import ModelInfo
+from .standing import LOOK_S, Standing
 
 _log = get_logger()
 
@@ -20,11 +21,9 @@ _FIRST_LIMIT = 8
 """Requests at once before the first load frame tells the slots."""
 _QUEUED_AT_ENGINE = 1
 """Requests kept waiting in the engine, so that a slot never idles for a hop; the rest wait here, in order."""
+_MOST_SLOTS = 1024
+"""Slots that a worker is believed to have at most, whatever it says."""
 _LOW_KV = 0.1
-_FAILURES = 3
-"""So many failures in a row set a worker aside."""
-_EJECTED_S = (1.0, 30.0)
-"""How long, first and at most."""
 
 
 class Worker:
@@ -39,50 +38,37 @@ class Worker:
         """Requests of ours that it works on."""
         self.foreign = False
         """Serves another model than the pool."""
-        self.ejected_until = 0.0
-        self._failures = 0
-        self._ejections = 0
+        self.standing = Standing()
+        self._draining = False
         self._known = False
+
+    @property
+    def there(self) -> bool:
+        """Whether it could take requests, reliable or not."""
+        return self.link.connected and not self.foreign and not self._draining
 
     def usable(self, now: float) -> bool:
         """Whether it may get new requests."""
-        load = self.link.load
-        drains = load is not None and load.draining
-        return self.link.connected and not self.foreign and not drains and now >= self.ejected_until
+        return self.there and self.standing.trusted(now)
 
     def loaded(self, load: Load) -> None:
-        """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up."""
-        if not self._known:
-            self.limit, self._known = load.slots + _QUEUED_AT_ENGINE, True
-        elif load.waiting > _QUEUED_AT_ENGINE or load.kv_free < _LOW_KV:
-            self.limit = max(1, min(self.limit, load.slots) - 1)
-        else:
-            self.limit = min(self.limit + 1, load.slots + _QUEUED_AT_ENGINE)
+        """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up.
 
-    def lost(self) -> None:
-        """The stream broke; what comes next may have other slots."""
-        self.limit, self._known = _FIRST_LIMIT, False
-        self.ejected_until = 0.0
-        self._failures = 0
-
-    def succeeded(self) -> None:
-        """An answer came through."""
-        self._failures = self._ejections = 0
-
-    def failed(self, now: float) -> bool:
-        """A request failed there; True when the worker is set aside for that.
-
-        A broken stream does not count: all its requests fail at once, and it comes back as a new one or not at all.
+        It stays between 1 and what the worker says to have, as far as that is to be believed.
         """
-        if not self.link.connected or now < self.ejected_until:
-            return False
-        self._failures += 1
-        if self._failures < _FAILURES:
-            return False
-        self._failures = 0
-        self.ejected_until = now + min(_EJECTED_S[0] * 2**self._ejections, _EJECTED_S[1])
-        self._ejections += 1
-        return True
+        self._draining = load.draining
+        slots = min(max(load.slots, 0), _MOST_SLOTS)
+        if not self._known:
+            self.limit, self._known = slots + _QUEUED_AT_ENGINE, True
+        elif load.waiting > _QUEUED_AT_ENGINE or not load.kv_free >= _LOW_KV:  # so that NaN is no room
+            self.limit = max(1, min(self.limit, slots) - 1)
+        else:
+            self.limit = min(self.limit + 1, slots + _QUEUED_AT_ENGINE)
+
+    def lost(self, now: float) -> None:
+        """The stream broke; what comes next may have other slots."""
+        self.limit, self._known, self._draining = _FIRST_LIMIT, False, False
+        self.standing.broke(now)
 
 
 class Registry:
@@ -96,6 +82,7 @@ class Registry:
         self._workers: dict[str, Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
+        self._look: asyncio.TimerHandle | None = None
         self.model: ModelInfo | None = None
         """What the pool serves; stays known while all workers are away."""
 
@@ -112,20 +99,17 @@ class Registry:
     @property
     def capacity(self) -> int:
         """Requests that the usable workers take at once."""
-        now = self._clock.now()
-        return sum(worker.limit for worker in self.workers if worker.usable(now))
+        return sum(worker.limit for worker in self._usable())
 
     @property
     def batches(self) -> dict[str, float]:
         """What each usable worker will run of ours when one more request has come, by address."""
-        now = self._clock.now()
-        return {w.address: float(min(w.limit, w.in_flight + 1)) for w in self.workers if w.usable(now)}
+        return {w.address: float(min(w.limit, w.in_flight + 1)) for w in self._usable()}
 
     @property
     def any_usable(self) -> bool:
         """Whether a request could be dispatched."""
-        now = self._clock.now()
-        return any(worker.usable(now) for worker in self.workers)
+        return any(worker.there for worker in self.workers)
 
     def follow(self, addresses: Iterable[str]) -> None:
         """Connects to these workers and to no others; links in use by running answers break with their worker."""
@@ -136,10 +120,14 @@ class Registry:
         for address in wanted:
             if address not in self._workers:
                 self._add(address)
+        if self._look is None:
+            self._look_later()
         self._notify()
 
     async def close(self) -> None:
         """Ends all links."""
+        if self._look is not None:
+            self._look.cancel()
         tasks = list(self._tasks.values())
         self._tasks.clear()
         for task in tasks:
@@ -148,8 +136,7 @@ class Registry:
 
     def pick(self, avoid: frozenset[str] = frozenset()) -> Worker | None:
         """The usable worker with the most room; those to avoid only when there is no other."""
-        now = self._clock.now()
-        usable = [worker for worker in self.workers if worker.usable(now)]
+        usable = self._usable()
         fresh = [worker for worker in usable if worker.address not in avoid] or usable
         return min(fresh, key=lambda w: ((w.in_flight + 1) / w.limit, random.random())) if fresh else None
 
@@ -159,21 +146,44 @@ class Registry:
             async with asyncio.timeout(timeout_s):
                 while not self.any_usable:
                     self._changed.clear()
-                    # An ejection ends by time alone, without an event.
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(0.2):
-                            await self._changed.wait()
+                    await self._changed.wait()
         return self.any_usable
 
     def failed(self, worker: Worker) -> None:
         """A request failed at a worker. The last one that is left is never set aside: trying is better than nothing."""
         now = self._clock.now()
         others = any(other.usable(now) for other in self.workers if other is not worker)
-        if others and worker.failed(now):
-            _log.warning("worker_ejected", worker=worker.address)
+        if others and worker.standing.failed(now):
+            self._set_aside(worker, "failures", now)
+
+    def _usable(self) -> list[Worker]:
+        """Those that are to be relied on; when there are none, all that are there: trying is better than nothing."""
+        now = self._clock.now()
+        there = [worker for worker in self._workers.values() if worker.there]
+        return [worker for worker in there if worker.standing.trusted(now)] or there
+
+    def _set_aside(self, worker: Worker, cause: str, now: float) -> None:
+        seconds = worker.standing.aside_until - now
+        _log.warning("worker_ejected", worker=worker.address, cause=cause, seconds=round(seconds, 1))
+        self._notify()
+        # Its return is an event by time alone. The timer holds nothing, and one that fires late does no harm.
+        asyncio.get_running_loop().call_later(seconds + 0.01, self._notify)
+
+    def _look_later(self) -> None:
+        self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_around)
+
+    def _look_around(self) -> None:
+        """Finds workers that say nothing any more: they get nothing new, and after a while their answers go on at
+        others, if there are any."""
+        self._look_later()
+        changed = [worker for worker in self.workers if worker.standing.look(worker.link.messages)]
+        for worker in changed:
+            _log.warning("worker_silent" if worker.standing.silent else "worker_speaks", worker=worker.address)
+        if changed:
             self._notify()
-            # Its return is an event by time alone. The timer holds nothing, and one that fires late does no harm.
-            asyncio.get_running_loop().call_later(worker.ejected_until - now + 0.01, self._notify)
+        for worker in self.workers:
+            if worker.standing.stuck and worker not in self._usable():
+                worker.link.drop()
 
     def _add(self, address: str) -> None:
         events = LinkEvents(
@@ -197,19 +207,23 @@ class Registry:
         worker.foreign = model is None or self.model is None or model.digests != self.model.digests
         if worker.foreign:
             _log.error("worker_serves_another_model", worker=address, model=model.id if model else "")
-        self._notify()
+        worker.standing.up(now)
+        if worker.standing.trusted(now):
+            self._notify()
+        else:
+            self._set_aside(worker, "flaps", now)
 
     def _loaded(self, address: str, load: Load) -> None:
         if worker := self._workers.get(address):
-            before = (worker.limit, worker.usable(self._clock.now()))
+            before = (worker.limit, worker.there)
             worker.loaded(load)
-            if before != (worker.limit, worker.usable(self._clock.now())):
+            if before != (worker.limit, worker.there):
                 self._notify()
 
     def _lost(self, address: str, error: TiermeshError) -> None:
         _log.warning("worker_lost", worker=address, reason=error.reason)
         if worker := self._workers.get(address):
-            worker.lost()
+            worker.lost(self._clock.now())
         self._notify()
 
     def _notify(self) -> None:

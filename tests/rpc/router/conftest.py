@@ -80,6 +80,8 @@ class ToyWorker:
     server: RpcServer = field(default_factory=RpcServer)
     address: str = ""
     expected_token: str | None = None
+    load: dict[str, Any] = field(default_factory=dict)
+    """What its load frames say otherwise than the truth."""
 
     @property
     def running(self) -> int:
@@ -98,7 +100,7 @@ class ToyWorker:
         peer = ToyPeer(self, send)
         self.peers.append(peer)
         send(Welcome("toy", (MODEL,)))
-        send(Load(self.slots, 0, 0, 1.0, 0.001))
+        peer.tell()
         return peer
 
 
@@ -110,6 +112,12 @@ class ToyPeer:
         self.send = send
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.state: dict[int, tuple[Open, list[int]]] = {}
+        self.telling: asyncio.TimerHandle | None = None
+
+    def tell(self) -> None:
+        """How busy it is, now and four times a second."""
+        self.send(replace(Load(self.worker.slots, 0, 0, 1.0, 0.001), **self.worker.load))
+        self.telling = asyncio.get_running_loop().call_later(0.25, self.tell)
 
     def receive(self, frame: UpFrame) -> None:
         if isinstance(frame, Open):
@@ -162,6 +170,8 @@ class ToyPeer:
         self.send(RelayFinished(session, attempt, FinishReason.STOP, usage))
 
     async def closed(self) -> None:
+        if self.telling:
+            self.telling.cancel()
         for task in list(self.tasks.values()):
             task.cancel()
         self.state.clear()
