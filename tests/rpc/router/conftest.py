@@ -79,6 +79,8 @@ class ToyWorker:
     """Sessions pause before this answer index until the gate opens."""
     server: RpcServer = field(default_factory=RpcServer)
     address: str = ""
+    padding: str = ""
+    """Text that each token brings along."""
     expected_token: str | None = None
     load: dict[str, Any] = field(default_factory=dict)
     """What its load frames say otherwise than the truth."""
@@ -164,7 +166,11 @@ class ToyPeer:
                 await asyncio.sleep(self.worker.step_s)
             position = len(known)
             known.append(own[position])
-            self.send(RelayTokens(session, attempt, position, (own[position],), toy_text([own[position]])))
+            self.send(
+                RelayTokens(
+                    session, attempt, position, (own[position],), toy_text([own[position]]) + self.worker.padding
+                )
+            )
             await asyncio.sleep(0)
         usage = Usage(prompt_tokens=5, completion_tokens=len(known))
         self.send(RelayFinished(session, attempt, FinishReason.STOP, usage))
@@ -284,14 +290,14 @@ def start_worker(stack: AsyncExitStack) -> Callable[..., Awaitable[ToyWorker]]:
 def start_router(stack: AsyncExitStack) -> Callable[..., Awaitable[Router]]:
     """Starts a router before these workers; waits until it is ready if there are any."""
 
-    async def start(*workers: ToyWorker | str, wait: bool = True, **changes: Any) -> Router:
+    async def start(*workers: ToyWorker | str, wait: bool = True, stalled_s: float = 30.0, **changes: Any) -> Router:
         mesh = default_mesh({})
         addresses = tuple(w if isinstance(w, str) else w.address for w in workers)
         router = {k: changes.pop(k) for k in list(changes) if hasattr(mesh.router, k)}
         mesh = replace(mesh, router=replace(mesh.router, workers=addresses, **router), **changes)
         service, server = RouterService(mesh, MonotonicClock()), RpcServer()
-        server.add_inference(InferenceServicer(service))
-        server.add_relay(RelayServicer(service.connect))
+        server.add_inference(InferenceServicer(service, stalled_s))
+        server.add_relay(RelayServicer(service.connect, stalled_s))
         server.add_admin(AdminServicer(service.operations))
         address = await server.start("127.0.0.1:0")
         service.start(lambda: None)
