@@ -218,6 +218,7 @@ def _router(section: RouterSection) -> RouterConfig:
         max_tokens=section.limits.max_tokens,
         queued=section.limits.queued,
         alpha=section.alpha,
+        drain_s=section.drain_ms / 1e3,
         admin_keys=tuple(section.admin_keys),
     )
 

@@ -107,6 +107,8 @@ class RouterConfig:
     """Requests of all tenants that wait at once."""
     alpha: float
     """In a tenant's own order, the weight of the expected time: 0 is earliest due first, a large one shortest first."""
+    drain_s: float
+    """What a router that is told to stop gives to requests that it took in."""
     admin_keys: tuple[str, ...]
     """Hashes of operators' keys. Empty on loopback: any caller is an operator. Empty elsewhere: nobody is."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..cache.flight import Flights, Reader
 from ..cache.keys import CacheKey
-from ..common.errors import Cancelled, DeadlineExceeded, RequestIdReused
+from ..common.errors import Cancelled, DeadlineExceeded, RequestIdReused, TiermeshError
 from ..common.types import Event, Finished, FinishReason, Origin, Request, Started, Tokens, Usage
 from .computation import Computation
 from .orders import Order
@@ -69,6 +69,12 @@ class Answers:
         for reader in running.readers if running else ():
             reader.stop(Cancelled("the request was cancelled"))
         return running is not None
+
+    def end_all(self, error: TiermeshError) -> None:
+        """Ends all answers with an error."""
+        for running in self._running.values():
+            for reader in running.readers:
+                reader.stop(error)
 
     def _check_id(self, order: Order) -> None:
         running = self._running.get((order.tenant.name, order.request.request_id))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..common.config_types import MeshConfig
 from ..common.errors import ConfigError
@@ -14,6 +15,10 @@ from .policy import RENEW_S
 from .service import RouterService
 
 _log = get_logger()
+
+_DRAIN_POLL_S = 0.02
+_LAST_WORDS_S = 0.5
+"""For what has ended to reach its client. Streams of edge nodes end after it."""
 
 
 async def follow_health(service: RouterService, server: RpcServer) -> None:
@@ -25,6 +30,22 @@ async def follow_health(service: RouterService, server: RpcServer) -> None:
         changed.clear()
         await server.ready(service.ready)
         _log.info("ready" if service.ready else "not_ready")
+
+
+async def drain(service: RouterService, server: RpcServer) -> None:
+    """Refuses what is new, and gives what was taken in `router.drain_ms` to end. What has not then is told so: whoever
+    asked may go on elsewhere.
+    """
+    service.drain()
+    _log.info("draining", running=service.busy)
+    await server.retire()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(service.drain_s):
+            while service.busy:  # noqa: ASYNC110 - it happens once in a router's life
+                await asyncio.sleep(_DRAIN_POLL_S)
+    _log.info("drained", cut_short=service.busy)
+    service.end_all()
+    await server.stop(_LAST_WORDS_S)
 
 
 async def renew_policies(service: RouterService) -> None:
@@ -46,3 +67,5 @@ async def reload_on_hangup(service: RouterService, read: Callable[[], MeshConfig
             _log.info("config_reloaded")
         except ConfigError as error:
             _log.error("config_kept", detail=error.message)
+        except Exception:  # noqa: BLE001 - the top of a task; logged
+            _log.exception("config_kept", detail="a defect of ours; what was in force stays so")

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from ..common.config_types import NodeConfig, TenantConfig
-from ..common.errors import Draining, Forbidden, InvalidRequest, NoWorkers, Overloaded
-from ..common.frames import Ask, Close, CloseReason, DownFrame, Hello, Open, UpFrame, UsageReport, Welcome
+from ..common.errors import Draining, Forbidden, InvalidRequest, NoWorkers, Overloaded, TiermeshError
+from ..common.frames import Ask, Close, CloseReason, DownFrame, Hello, Open, SessionError, UpFrame, UsageReport, Welcome
 from ..common.telemetry import get_logger
 from ..common.validate import Limits, check_request
 from .answers import Answers
@@ -55,6 +55,12 @@ class NodePeer:
         """Sends what is served and what the node may do; its tenants may have changed."""
         self._send(welcome)
         self._send(policy_for(directory, self.node))
+
+    def end_all(self, error: TiermeshError) -> None:
+        """Ends all sessions with an error."""
+        for number, session in list(self._sessions.items()):
+            self._end(number, CloseReason.CANCELLED)
+            self._send(SessionError(number, session.attempt, error))
 
     async def closed(self) -> None:
         """The stream is gone: ends all its sessions."""
@@ -126,6 +132,11 @@ class Nodes:
         """Renews every node's welcome and policy."""
         for peer in self._peers:
             peer.tell(self._welcome(), self.directory)
+
+    def end_all(self, error: TiermeshError) -> None:
+        """Ends all sessions of all nodes with an error."""
+        for peer in self._peers:
+            peer.end_all(error)
 
     def reload(self, directory: Directory) -> None:
         """Other tenants, tiers or nodes from now on. Nodes that lost their place keep no tenants."""
