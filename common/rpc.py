@@ -34,6 +34,9 @@ _SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     # A server that had no processor for a while finds the pings of that time at once; its peers are not to blame.
     ("grpc.http2.max_ping_strikes", 0),
+    # Beyond a thousand calls that wait for the event loop grpc cancels some at random; refusing is for us, with a reason.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
     # A client that vanished, or reads a byte a second, is found out, and what waits for it is freed.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),

@@ -189,7 +189,9 @@ class Client:
 
     stub: inference_pb2_grpc.InferenceServiceStub
 
-    async def events(self, request: Request, key: str | None = "demo-key", timeout_s: float = 10.0) -> list[Event]:
+    async def events(
+        self, request: Request, key: str | None = "demo-key", timeout_s: float | None = 10.0
+    ) -> list[Event]:
         """All events; raises our errors."""
         return [event async for event in self.stream(request, key, timeout_s)]
 
@@ -205,7 +207,7 @@ class Client:
         return asyncio.create_task(follow()), events
 
     async def stream(
-        self, request: Request, key: str | None = "demo-key", timeout_s: float = 10.0
+        self, request: Request, key: str | None = "demo-key", timeout_s: float | None = 10.0
     ) -> AsyncIterator[Event]:
         """The events as they come."""
         metadata = [("authorization", f"Bearer {key}")] if key is not None else []
