@@ -98,7 +98,7 @@ class RouterConfig:
     metrics: str | None
     """None serves no metrics."""
     workers: tuple[str, ...]
-    worker_token: str | None
+    worker_token: str | None = field(repr=False)
     nodes: tuple[NodeConfig, ...]
     """Empty on loopback: any node may serve any tenant. Empty elsewhere: no node may connect."""
     max_tokens: int
@@ -144,7 +144,7 @@ class CloudConfig:
     """The file's tiers, highest first."""
     ngram_drafts: bool
     """Whether answers draft what followed the same ids before: fewer passes where text repeats, the same text."""
-    token: str | None
+    token: str | None = field(repr=False)
     """What routers must show; the file's `router.worker_token`."""
 
 
@@ -159,7 +159,7 @@ class EdgeConfig:
     threads: int
     name: str
     """As the router knows it in `router.nodes`."""
-    node_key: str | None
+    node_key: str | None = field(repr=False)
     """Its credential at the router."""
     state_dir: Path | None
     """Where the router's policy is kept for a start without the router, and the ledger over restarts; None keeps

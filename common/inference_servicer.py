@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -31,7 +31,7 @@ class Caller:
 
     tenant: str
     """Empty where tenants play no part."""
-    credential: str = ""
+    credential: str = field(default="", repr=False)
     """What the caller showed, for hops that pass it on; never logged."""
 
 
@@ -64,8 +64,12 @@ class Answerer(Protocol):
 
 
 def metadata_of(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
-    """Textual metadata of a call, keys in lower case."""
-    return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    """Textual metadata of a call, keys in lower case. What came twice is joined, as in HTTP: it is neither of them."""
+    found: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            found[key] = f"{found[key]}, {value}" if key in found else value
+    return found
 
 
 def bearer(metadata: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from tiermesh.v1 import (
 )
 
 from .errors import ConfigError
-from .validate import MAX_MESSAGE_BYTES
+from .validate import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 
 if TYPE_CHECKING:
     from .admin_servicer import AdminServicer
@@ -34,7 +34,10 @@ _SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     # A server that had no processor for a while finds the pings of that time at once; its peers are not to blame.
     ("grpc.http2.max_ping_strikes", 0),
-    # Beyond a thousand calls that wait for the event loop grpc cancels some at random; refusing is for us, with a reason.
+    # One limit; by default grpc refuses calls with more than 8 KiB at random, and with 16 always.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # Beyond a thousand calls that wait for the event loop grpc cancels some at random; refusing is ours, with a reason.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
     # A client that vanished, or reads a byte a second, is found out, and what waits for it is freed.

@@ -82,6 +82,8 @@ class ToyWorker:
     padding: str = ""
     """Text that each token brings along."""
     expected_token: str | None = None
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    """What each router showed."""
     load: dict[str, Any] = field(default_factory=dict)
     """What its load frames say otherwise than the truth."""
 
@@ -99,6 +101,7 @@ class ToyWorker:
         await self.server.stop(0)
 
     def _connect(self, hello: Hello, metadata: Any, send: Any) -> ToyPeer:
+        self.metadata.append(dict(metadata))
         peer = ToyPeer(self, send)
         self.peers.append(peer)
         send(Welcome("toy", (MODEL,)))
@@ -245,9 +248,8 @@ def tenant(name: str, **changes: Any) -> TenantConfig:
     """A tenant like demo, with key `<name>-key`."""
     (demo,) = default_mesh({}).tenants
     limits = {k: changes.pop(k) for k in list(changes) if hasattr(demo.limits, k)}
-    return replace(
-        demo, name=name, key_hashes=(key_hash(f"{name}-key"),), limits=replace(demo.limits, **limits), **changes
-    )
+    changes = {"key_hashes": (key_hash(f"{name}-key"),)} | changes
+    return replace(demo, name=name, limits=replace(demo.limits, **limits), **changes)
 
 
 @pytest.fixture
