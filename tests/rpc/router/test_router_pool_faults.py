@@ -78,6 +78,22 @@ async def test_a_worker_that_comes_and_goes_is_set_aside_longer_each_time(
     await toy.until(lambda: router.running == 0)
 
 
+async def test_one_that_was_set_aside_is_taken_when_the_others_are_gone(
+    toy: Any, start_worker: Any, start_router: Any
+) -> None:
+    steady, failing = await start_worker(), await start_worker()
+    router = await start_router(steady, failing)
+    await toy.until(lambda: router.sample("slots") == 18)
+    (worker,) = (one for one in router.service._core.parts.registry.workers if one.address == failing.address)
+    for _ in range(3):
+        router.service._core.parts.registry.failed(worker)
+    assert router.sample("worker_up", worker=failing.address) == 0
+    await steady.kill()
+    await toy.until(lambda: router.sample("worker_up", worker=steady.address) == 0)
+    await check(toy, request(1), await router.client.events(request(1)))
+    assert len(failing.opens) == 1
+
+
 @pytest.mark.parametrize(
     "lie",
     [
