@@ -18,7 +18,7 @@ _log = get_logger()
 
 _DRAIN_POLL_S = 0.02
 _LAST_WORDS_S = 0.5
-"""For what has ended to reach its client. Streams of edge nodes end after it."""
+"""For what has ended to reach its client; then streams of edge nodes break."""
 
 
 async def follow_health(service: RouterService, server: RpcServer) -> None:
@@ -44,7 +44,7 @@ async def drain(service: RouterService, server: RpcServer) -> None:
             while service.busy:  # noqa: ASYNC110 - it happens once in a router's life
                 await asyncio.sleep(_DRAIN_POLL_S)
     _log.info("drained", cut_short=service.busy)
-    service.end_all()
+    await service.end_all()
     await server.stop(_LAST_WORDS_S)
 
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from ..common.config_types import NodeConfig, TenantConfig
-from ..common.errors import Draining, Forbidden, InvalidRequest, NoWorkers, Overloaded, TiermeshError
-from ..common.frames import Ask, Close, CloseReason, DownFrame, Hello, Open, SessionError, UpFrame, UsageReport, Welcome
+from ..common.errors import Draining, Forbidden, InvalidRequest, NoWorkers, Overloaded
+from ..common.frames import Ask, Close, CloseReason, DownFrame, Hello, Open, UpFrame, UsageReport, Welcome
 from ..common.telemetry import get_logger
 from ..common.validate import Limits, check_request
 from .answers import Answers
@@ -56,18 +56,16 @@ class NodePeer:
         self._send(welcome)
         self._send(policy_for(directory, self.node))
 
-    def end_all(self, error: TiermeshError) -> None:
-        """Ends all sessions with an error."""
-        for number, session in list(self._sessions.items()):
+    async def end_all(self) -> None:
+        """Ends all sessions, and tells nobody."""
+        for number in list(self._sessions):
             self._end(number, CloseReason.CANCELLED)
-            self._send(SessionError(number, session.attempt, error))
+        await asyncio.gather(*self._ending)
 
     async def closed(self) -> None:
         """The stream is gone: ends all its sessions."""
         self._nodes.gone(self)
-        for number in list(self._sessions):
-            self._end(number, CloseReason.CANCELLED)
-        await asyncio.gather(*self._ending)
+        await self.end_all()
 
     def _open(self, frame: Open) -> None:
         before = self._sessions.get(frame.session)
@@ -133,10 +131,9 @@ class Nodes:
         for peer in self._peers:
             peer.tell(self._welcome(), self.directory)
 
-    def end_all(self, error: TiermeshError) -> None:
-        """Ends all sessions of all nodes with an error."""
-        for peer in self._peers:
-            peer.end_all(error)
+    async def end_all(self) -> None:
+        """Ends all sessions of all nodes without a word: a stream that breaks is one that they resume in the next."""
+        await asyncio.gather(*(peer.end_all() for peer in self._peers))
 
     def reload(self, directory: Directory) -> None:
         """Other tenants, tiers or nodes from now on. Nodes that lost their place keep no tenants."""

@@ -79,12 +79,12 @@ class RouterService:
         """Refuses what is new from now on."""
         self._nodes.draining = True
 
-    def end_all(self) -> None:
-        """Ends what still runs."""
-        error = Draining("this router stopped before the answer was complete; try again", retry_after_s=1.0)
-        self._core.parts.slots.refuse_all(error)
-        self._answers.end_all(error)
-        self._nodes.end_all(error)
+    async def end_all(self) -> None:
+        """Ends what still runs, and tells clients so."""
+        await self._nodes.end_all()
+        self._answers.end_all(
+            Draining("this router stopped before the answer was complete; try again", retry_after_s=1.0)
+        )
 
     async def close(self) -> None:
         """Lets go of the workers."""

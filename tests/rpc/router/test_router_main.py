@@ -212,10 +212,11 @@ async def test_what_does_not_end_in_time_is_told_so(loaded: Any) -> None:
     for task in tasks:
         with pytest.raises(Draining, match="stopped before the answer was complete"):
             await task
-    with pytest.raises(Draining):
+    with pytest.raises(Unavailable, match=r"the stream to .* broke") as broken:
         await session.receive()
+    assert type(broken.value) is Unavailable, "an edge node takes that for an outage and resumes"
     assert await process.process.wait() == 0
-    assert time.monotonic() - begun < 0.3 + 3.0
+    assert time.monotonic() - begun < 0.3 + 5.0
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

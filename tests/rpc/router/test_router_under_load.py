@@ -52,6 +52,7 @@ def ids_of(events: list[Any]) -> tuple[int, ...]:
     return tuple(i for event in events if isinstance(event, Tokens) for i in event.ids)
 
 
+@pytest.mark.slow
 async def test_two_thousand_cancels_at_once_leave_nothing_behind(
     toy: Any, engine: tuple[Worker, str], start_router: Any
 ) -> None:
