@@ -45,6 +45,8 @@ NEEDS_SECRET = (
 )
 _PRIVATE = ("token", "key", "secret", "cache.url")
 """Parts of names whose values are never shown."""
+_SECTION_FAULTS = ("model_type", "dict_type", "list_type")
+"""A value where a section or list belongs may be a key that came to the wrong place: it is not shown either."""
 
 
 def model_path(value: str, side: Literal["cloud", "edge"], base: Path | None = None) -> Path:
@@ -123,7 +125,11 @@ def _add_fault(faults: _Faults, fault: ErrorDetails) -> None:
         faults.add(path, "unknown key")
     elif fault["type"] == "value_error":
         faults.add(path, fault["msg"].removeprefix("Value error, "))
-    elif isinstance(given, str | int | float | bool) and not any(word in dotted(path) for word in _PRIVATE):
+    elif (
+        isinstance(given, str | int | float | bool)
+        and fault["type"] not in _SECTION_FAULTS
+        and not any(word in dotted(path) for word in _PRIVATE)
+    ):
         faults.add(path, f"{fault['msg'].lower().replace('input should', 'should')}, not {given!r}")
     else:
         faults.add(path, fault["msg"].lower().replace("input should", "should"))
@@ -226,6 +232,7 @@ def _router(section: RouterSection) -> RouterConfig:
         max_tokens=section.limits.max_tokens,
         queued=section.limits.queued,
         alpha=section.alpha,
+        drain_s=section.drain_ms / 1e3,
         admin_keys=tuple(section.admin_keys),
     )
 

@@ -176,6 +176,7 @@ class RouterSection(_Section):
     admin_keys: list[KeyHash] = []
     limits: RouterLimitsSection = RouterLimitsSection()
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    drain_ms: Positive = 10_000
 
 
 class CloudSection(_Section):

@@ -100,7 +100,7 @@ class RouterConfig:
     metrics: str | None
     """None serves no metrics."""
     workers: tuple[str, ...]
-    worker_token: str | None
+    worker_token: str | None = field(repr=False)
     nodes: tuple[NodeConfig, ...]
     """Empty on loopback: any node may serve any tenant. Empty elsewhere: no node may connect."""
     max_tokens: int
@@ -109,6 +109,8 @@ class RouterConfig:
     """Requests of all tenants that wait at once."""
     alpha: float
     """In a tenant's own order, the weight of the expected time: 0 is earliest due first, a large one shortest first."""
+    drain_s: float
+    """What a router that is told to stop gives to requests that it took in."""
     admin_keys: tuple[str, ...]
     """Hashes of operators' keys. Empty on loopback: any caller is an operator. Empty elsewhere: nobody is."""
 
@@ -144,7 +146,7 @@ class CloudConfig:
     """The file's tiers, highest first."""
     ngram_drafts: bool
     """Whether answers draft what followed the same ids before: fewer passes where text repeats, the same text."""
-    token: str | None
+    token: str | None = field(repr=False)
     """What routers must show; the file's `router.worker_token`."""
 
 
@@ -159,7 +161,7 @@ class EdgeConfig:
     threads: int
     name: str
     """As the router knows it in `router.nodes`."""
-    node_key: str | None
+    node_key: str | None = field(repr=False)
     """Its credential at the router."""
     state_dir: Path | None
     """Where the router's policy is kept for a start without the router, and the ledger over restarts; None keeps

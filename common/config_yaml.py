@@ -41,9 +41,11 @@ def read_document(text: str, source: str) -> Document:
         raise ConfigError(f"{source}:{line}: no valid YAML: {exc.problem}") from exc
     except yaml.YAMLError as exc:
         raise ConfigError(f"{source}: no valid YAML: {exc}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{source}: is nested deeper than any configuration") from exc
     document = Document(source)
     if root is None:
-        return document
+        raise ConfigError(f"{source}: says nothing; a file that is being written, or was cut off, looks like this")
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{source}:{root.start_mark.line + 1}: the file must be a mapping of sections")
     values = _value(document, root, ())

@@ -9,6 +9,7 @@
     ├─ RequestIdReused            REQUEST_ID_REUSED     ALREADY_EXISTS       409
     ├─ QuotaExceeded              QUOTA_EXCEEDED        RESOURCE_EXHAUSTED   429
     ├─ Overloaded                 OVERLOADED            RESOURCE_EXHAUSTED   429
+    ├─ ReaderStalled              READER_STALLED        RESOURCE_EXHAUSTED   408
     ├─ DeadlineExceeded           DEADLINE_EXCEEDED     DEADLINE_EXCEEDED    504
     ├─ Cancelled                  CANCELLED             CANCELLED            499
     ├─ Unavailable                UNAVAILABLE           UNAVAILABLE          503
@@ -106,6 +107,12 @@ class Overloaded(TiermeshError):
     """There is no capacity in time; `retry_after_s` comes from the measured drain rate."""
 
     reason, grpc_code, http_status = "OVERLOADED", 8, 429
+
+
+class ReaderStalled(TiermeshError):
+    """The client did not read its answer; what waited for it was dropped."""
+
+    reason, grpc_code, http_status = "READER_STALLED", 8, 408
 
 
 class DeadlineExceeded(TiermeshError):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -15,6 +15,7 @@ from tiermesh.v1 import inference_pb2_grpc
 
 from . import wire
 from .errors import InternalError, TiermeshError
+from .patient_writer import STALLED_S, PatientWriter
 from .rpc_errors import abort
 from .telemetry import get_logger
 from .types import Event, ModelInfo, Prompt, Request, ScoreRequest, Scores
@@ -30,7 +31,7 @@ class Caller:
 
     tenant: str
     """Empty where tenants play no part."""
-    credential: str = ""
+    credential: str = field(default="", repr=False)
     """What the caller showed, for hops that pass it on; never logged."""
 
 
@@ -66,8 +67,12 @@ class Answerer(Protocol):
 
 
 def metadata_of(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
-    """Textual metadata of a call, keys in lower case."""
-    return {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
+    """Textual metadata of a call, keys in lower case. What came twice is joined, as in HTTP: it is neither of them."""
+    found: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            found[key] = f"{found[key]}, {value}" if key in found else value
+    return found
 
 
 def bearer(metadata: Mapping[str, str]) -> str:
@@ -85,25 +90,29 @@ def _time_left(context: grpc.aio.ServicerContext[Any, Any], asked_s: float | Non
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Converts, and turns errors into statuses; nothing else."""
 
-    def __init__(self, answerer: Answerer) -> None:
+    def __init__(self, answerer: Answerer, stalled_s: float = STALLED_S) -> None:
         self._answerer = answerer
+        self._stalled_s = stalled_s
 
-    async def Generate(
+    async def Generate(  # type: ignore[override]
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.GenerateResponse]:
+    ) -> None:
         """Streams events until the answer ends; the client going away closes the answerer's generator."""
         try:
             caller = self._answerer.authenticate(metadata_of(context))
             ours = wire.request_from(request)
             ours = replace(ours, deadline_s=_time_left(context, ours.deadline_s))
-            async with aclosing(self._answerer.generate(ours, caller)) as events:
+            async with (
+                PatientWriter(context, self._stalled_s) as writer,
+                aclosing(self._answerer.generate(ours, caller)) as events,
+            ):
                 async for told in events:
                     ready = told if isinstance(told, tuple) else (told,)
                     if request.together:
-                        yield wire.events_to(ready)
+                        await writer.write(wire.events_to(ready))
                     else:
                         for event in ready:
-                            yield wire.event_to(event)
+                            await writer.write(wire.event_to(event))
         except TiermeshError as error:
             await abort(context, error)
         except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):

@@ -159,6 +159,8 @@ class RelayLink:
         """The last one of the present stream."""
         self.error: TiermeshError | None = None
         """Why the last attempt to connect failed."""
+        self.messages = 0
+        """That came, over all streams: while this stands still, the answerer is silent."""
         self._hello = hello
         self._metadata = tuple(metadata)
         self._events = events or LinkEvents()
@@ -167,6 +169,7 @@ class RelayLink:
         self._outbox: list[UpFrame] = []
         self._wake = asyncio.Event()
         self._connected = asyncio.Event()
+        self._reading = asyncio.Timeout(None)
 
     @property
     def connected(self) -> bool:
@@ -188,6 +191,11 @@ class RelayLink:
     def report(self, report: UsageReport) -> None:
         """Sends a usage report. Raises Unavailable when the link is down."""
         self._send(report)
+
+    def drop(self) -> None:
+        """Gives the present stream up as if it had broken, and connects anew."""
+        with suppress(RuntimeError):  # there is none, or it is ending already
+            self._reading.reschedule(0)
 
     async def run(self) -> None:
         """Keeps the stream up until cancelled, with jittered backoff between attempts."""
@@ -216,12 +224,16 @@ class RelayLink:
             await call.write(pb.RelayRequest(frames=[wire.up_to(self._hello)]))
             await self._welcomed(call)
             writer = asyncio.create_task(self._write(call))
-            while isinstance(message := await call.read(), pb.RelayResponse):
-                for frame in message.frames:
-                    self._take(wire.down_from(frame))
+            async with asyncio.timeout(None) as self._reading:
+                while isinstance(message := await call.read(), pb.RelayResponse):
+                    self.messages += 1
+                    for frame in message.frames:
+                        self._take(wire.down_from(frame))
             status = await call.code()
             if status is not grpc.StatusCode.OK:
                 await call  # type: ignore[misc] # raises the call's error
+        except TimeoutError as exc:
+            raise Unavailable(f"{self.address} has said nothing for too long") from exc
         finally:
             call.cancel()
             if writer is not None:

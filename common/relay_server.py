@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from . import wire_frames as wire
 from .errors import InternalError, InvalidRequest, TiermeshError, Unavailable
 from .frames import PROTOCOL_VERSION, DownFrame, Hello, RelayTokens, SessionError, UpFrame
 from .inference_servicer import metadata_of
+from .patient_writer import STALLED_S, PatientWriter
 from .rpc_errors import abort
 from .telemetry import get_logger
 
@@ -23,6 +24,12 @@ _log = get_logger()
 
 _MAX_WAITING_FRAMES = 100_000
 """Beyond this the reader is taken for stuck: 16 streams at 1 k tokens/s fill it in 6 s without a single read."""
+
+_MESSAGE_BYTES = 2**20
+"""Beyond this, frames that wait go as several messages."""
+
+_MOST_MERGED = 1024
+"""Ids from which on tokens are a frame of their own; with 20 logprobs each, a quarter of a MiB."""
 
 _HELLO_TIMEOUT_S = 10.0
 
@@ -50,7 +57,7 @@ class Outbox:
         self._frames: list[DownFrame] = []
         self._last_tokens: dict[int, int] = {}
         self._wake = asyncio.Event()
-        self._overflow = False
+        self._overflow = asyncio.Event()
 
     def put(self, frame: DownFrame) -> None:
         """Adds a frame; never blocks."""
@@ -63,24 +70,29 @@ class Outbox:
         else:
             self._last_tokens.pop(getattr(frame, "session", -1), None)
         self._frames.append(frame)
-        self._overflow = len(self._frames) > _MAX_WAITING_FRAMES
+        if len(self._frames) > _MAX_WAITING_FRAMES:
+            self._overflow.set()
         self._wake.set()
 
     async def take(self) -> list[DownFrame]:
-        """All that waits, in order, as soon as there is something. Raises Unavailable for a stuck reader."""
+        """All that waits, in order, as soon as there is something."""
         await self._wake.wait()
-        if self._overflow:
-            raise Unavailable("the reader of this stream does not keep up; connect again")
         frames, self._frames = self._frames, []
         self._last_tokens.clear()
         self._wake.clear()
         return frames
 
+    async def overflow(self) -> None:
+        """Raises Unavailable once too much waits, also while a write goes on: the reader is stuck."""
+        await self._overflow.wait()
+        raise Unavailable("the reader of this stream does not keep up; connect again")
+
 
 def merge(first: DownFrame, second: RelayTokens) -> RelayTokens | None:
-    """Both as one frame, or None where they are not contiguous tokens of one attempt and origin."""
+    """Both as one frame, or None where they are not contiguous tokens of one attempt and origin, or already many."""
     if (
         not isinstance(first, RelayTokens)
+        or len(first.ids) >= _MOST_MERGED
         or (first.session, first.attempt, first.origin) != (second.session, second.attempt, second.origin)
         or first.position + len(first.ids) != second.position
     ):
@@ -97,8 +109,9 @@ def merge(first: DownFrame, second: RelayTokens) -> RelayTokens | None:
 class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
     """One call is one peer."""
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: Connect, stalled_s: float = STALLED_S) -> None:
         self._connect = connect
+        self._stalled_s = stalled_s
 
     async def Relay(  # type: ignore[override]
         self, request_iterator: object, context: grpc.aio.ServicerContext[Any, Any]
@@ -110,7 +123,8 @@ class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
             hello, early = await _hello(context)
             peer = self._connect(hello, metadata_of(context), outbox.put)
             _take(peer, early, outbox)
-            await _exchange(peer, outbox, context)
+            async with PatientWriter(context, self._stalled_s) as writer:
+                await _exchange(peer, outbox, context, writer)
         except TiermeshError as error:
             await abort(context, error)
         except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -141,24 +155,42 @@ async def _hello(context: grpc.aio.ServicerContext[Any, Any]) -> tuple[Hello, li
     return hello, frames[1:]
 
 
-async def _exchange(peer: RelayPeer, outbox: Outbox, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def _exchange(
+    peer: RelayPeer, outbox: Outbox, context: grpc.aio.ServicerContext[Any, Any], writer: PatientWriter
+) -> None:
     """Ends when the caller half-closes; a failure on either side ends both."""
-    writer = asyncio.create_task(_write(outbox, context))
-    reader = asyncio.create_task(_read(peer, outbox, context))
+    tasks = [
+        asyncio.create_task(_write(outbox, writer)),
+        asyncio.create_task(_read(peer, outbox, context)),
+        asyncio.create_task(outbox.overflow()),
+    ]
     try:
-        done, _ = await asyncio.wait([writer, reader], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        writer.cancel()
-        reader.cancel()
-        await asyncio.gather(writer, reader, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _write(outbox: Outbox, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+async def _write(outbox: Outbox, writer: PatientWriter) -> None:
     while True:
-        frames = await outbox.take()
-        await context.write(pb.RelayResponse(frames=[wire.down_to(frame) for frame in frames]))
+        for message in _messages(await outbox.take()):
+            await writer.write(message)
+
+
+def _messages(frames: list[DownFrame]) -> Iterator[pb.RelayResponse]:
+    """In order, as few as may be: when a reader was away for long, all that waits can be more than a message holds."""
+    some: list[pb.DownFrame] = []
+    size = 0
+    for frame in map(wire.down_to, frames):
+        size += frame.ByteSize()
+        if some and size > _MESSAGE_BYTES:
+            yield pb.RelayResponse(frames=some)
+            some, size = [], frame.ByteSize()
+        some.append(frame)
+    yield pb.RelayResponse(frames=some)
 
 
 async def _read(peer: RelayPeer, outbox: Outbox, context: grpc.aio.ServicerContext[Any, Any]) -> None:

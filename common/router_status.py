@@ -66,7 +66,7 @@ class WorkerStatus:
 
     address: str
     state: str
-    """up, away, foreign, draining, ejected, trial or leaving."""
+    """up, away, foreign, draining, ejected, silent, trial or leaving."""
     in_flight: int
     """Requests of this router there."""
     limit: int
@@ -81,6 +81,11 @@ class WorkerStatus:
     """Times that it was set aside."""
     ejected_for_s: float
     """For how long it still is, in seconds."""
+
+    @property
+    def there(self) -> bool:
+        """Whether the router could give it requests: to one that is set aside or silent where there is no other."""
+        return self.state in ("up", "trial", "ejected", "silent")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
@@ -18,7 +19,7 @@ from tiermesh.v1 import (
 )
 
 from .errors import ConfigError
-from .validate import MAX_MESSAGE_BYTES
+from .validate import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 
 if TYPE_CHECKING:
     from .admin_servicer import AdminServicer
@@ -33,6 +34,15 @@ _SERVER_OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     # A server that had no processor for a while finds the pings of that time at once; its peers are not to blame.
     ("grpc.http2.max_ping_strikes", 0),
+    # One limit; by default grpc refuses calls with more than 8 KiB at random, and with 16 always.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # Beyond a thousand calls that wait for the event loop grpc cancels some at random; refusing is ours, with a reason.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
+    # A client that vanished, or reads a byte a second, is found out, and what waits for it is freed.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.so_reuseport", 0),  # Else a second server on the same port starts, and gets half of the calls.
 ]
 _CHANNEL_OPTIONS = [
@@ -48,6 +58,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.enable_retries", 0),
 ]
 
+_CLOSE_S = 1.0
+
 
 def channel(address: str) -> grpc.aio.Channel:
     """A plaintext channel to "host:port"."""
@@ -62,6 +74,7 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
+        self._stopping: asyncio.Task[None] | None = None
         self.address = ""
         """ "host:port" once started."""
 
@@ -101,7 +114,15 @@ class RpcServer:
         for name in ["", *self._names]:
             await self._health.set(name, status)
 
-    async def stop(self, grace_s: float) -> None:
-        """Says NOT_SERVING, refuses new calls, gives running ones grace_s seconds, then cancels them."""
+    async def retire(self) -> None:
+        """Says NOT_SERVING for good, whatever `ready` tells later; takes calls as before."""
         await self._health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
+
+    async def stop(self, grace_s: float) -> None:
+        """Says NOT_SERVING, refuses new calls, gives running ones grace_s seconds, then cancels them.
+
+        Returns a second later at most: grpc waits 20 s for connections that a client does not read from.
+        """
+        await self.retire()
+        self._stopping = asyncio.create_task(self._server.stop(grace_s))
+        await asyncio.wait([self._stopping], timeout=grace_s + _CLOSE_S)

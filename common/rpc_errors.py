@@ -19,28 +19,38 @@ from .errors import (
     Violation,
     error_of,
 )
-from .validate import MAX_MESSAGE_BYTES
+from .validate import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 
 DOMAIN = "tiermesh"
 _STATUS_KEY = "grpc-status-details-bin"
 
 
+_MESSAGE_BYTES, _VIOLATION_BYTES = 1024, 192
+_MOST_VIOLATIONS = 8
+"""Errors quote what was asked for. With these a status stays below the 8 KiB of metadata that a client takes."""
+
+
 def status_of(error: TiermeshError) -> status_pb2.Status:
-    """The rich status of an error."""
+    """The rich status of an error; of very long texts the beginning."""
+    violations = error.violations[:_MOST_VIOLATIONS]
     details = [_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN))]
-    if error.violations and isinstance(error, QuotaExceeded):
+    if violations and isinstance(error, QuotaExceeded):
         quota = error_details_pb2.QuotaFailure(
             violations=[
-                error_details_pb2.QuotaFailure.Violation(subject=v.field, description=v.description)
-                for v in error.violations
+                error_details_pb2.QuotaFailure.Violation(
+                    subject=v.field, description=_cut(v.description, _VIOLATION_BYTES)
+                )
+                for v in violations
             ]
         )
         details.append(_packed(quota))
-    elif error.violations:
+    elif violations:
         bad = error_details_pb2.BadRequest(
             field_violations=[
-                error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                for v in error.violations
+                error_details_pb2.BadRequest.FieldViolation(
+                    field=v.field, description=_cut(v.description, _VIOLATION_BYTES)
+                )
+                for v in violations
             ]
         )
         details.append(_packed(bad))
@@ -49,7 +59,12 @@ def status_of(error: TiermeshError) -> status_pb2.Status:
         delay.FromNanoseconds(round(error.retry_after_s * 1e9))
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     code = code_pb2.Code.ValueType(error.grpc_code)
-    return status_pb2.Status(code=code, message=error.message, details=details)
+    return status_pb2.Status(code=code, message=_cut(error.message, _MESSAGE_BYTES), details=details)
+
+
+def _cut(text: str, most: int) -> str:
+    data = text.encode(errors="replace")
+    return text if len(data) <= most else data[:most].decode(errors="ignore") + "…"
 
 
 def _packed(message: Message) -> any_pb2.Any:
@@ -79,6 +94,8 @@ def from_rpc_error(error: grpc.RpcError) -> TiermeshError:
         return DeadlineExceeded("the deadline passed before the answer was complete; allow more time")
     if code == Overloaded.grpc_code and "larger than max" in message:
         return RequestTooLarge(f"the message is larger than the limit of {MAX_MESSAGE_BYTES} bytes; send less")
+    if code == Overloaded.grpc_code and "metadata size exceeds" in message:
+        return RequestTooLarge(f"the metadata are larger than the limit of {MAX_METADATA_BYTES} bytes; send less")
     return error_of("", code, message)
 
 

@@ -6,12 +6,16 @@ import json
 import logging
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from structlog.typing import EventDict
 
 from .errors import ConfigError
 
@@ -22,20 +26,64 @@ TPOT_BUCKETS_S = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125
 """For histograms of the time per output token."""
 
 
+_LONGEST_FIELD = 512
+"""Characters of one field; a request id that is a megabyte long is not worth more."""
+
+
 def setup_logging(service: str, level: str = "info") -> None:
-    """One JSON object per line on stderr. Called once, by main."""
+    """One JSON object per line on stderr, other libraries' words too. Called once, by main."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(serializer=json.dumps),
+            _without_messages,
+            _bounded,
+            structlog.processors.JSONRenderer(serializer=_line),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     structlog.contextvars.bind_contextvars(service=service)
+    logging.basicConfig(handlers=[_Foreign()], level=logging.WARNING, force=True)
+
+
+def _without_messages(_: object, __: str, event: EventDict) -> EventDict:
+    """An exception as its types and places. What it says may quote what a client sent: a prompt, a key."""
+    error = event.pop("exc_info", None)
+    error = sys.exception() if error is True else error[1] if isinstance(error, tuple) else error
+    chain: list[str] = []
+    while isinstance(error, BaseException) and len(chain) < 8:
+        frames = traceback.extract_tb(error.__traceback__)[-8:]
+        places = " < ".join(f"{Path(at.filename).name}:{at.lineno} {at.name}" for at in reversed(frames))
+        chain.append(f"{type(error).__module__}.{type(error).__qualname__} at {places}")
+        error = error.__cause__ or error.__context__
+    if chain:
+        event["exception"] = chain
+    return event
+
+
+def _line(event: EventDict, **how: Any) -> str:
+    """JSON in printable ASCII: no character of a field ends the line or talks to a terminal. JSON forgets DEL."""
+    return json.dumps(event, **how).replace("\x7f", "\\u007f")
+
+
+def _bounded(_: object, __: str, event: EventDict) -> EventDict:
+    """No field is longer than a line that somebody reads."""
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > _LONGEST_FIELD:
+            event[key] = value[:_LONGEST_FIELD] + "…"
+    return event
+
+
+class _Foreign(logging.Handler):
+    """What libraries log, as lines of ours: the first line of what they say, since asyncio goes on with what its tasks
+    held, and their exceptions as ours.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        words = record.getMessage().partition("\n")[0]
+        get_logger().log(record.levelno, "library", logger=record.name, detail=words, exc_info=record.exc_info)
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:

@@ -13,6 +13,9 @@ from .types import ChatMessage, Prompt, Request, Sampling, ScoreRequest
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """gRPC refuses larger messages on every port."""
 
+MAX_METADATA_BYTES = 16 * 1024
+"""gRPC refuses calls with more; keys, ids and traces take a few hundred bytes."""
+
 _MAX_REQUEST_ID = 128
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..cache.flight import Flights, Reader
 from ..cache.keys import CacheKey
-from ..common.errors import Cancelled, DeadlineExceeded, RequestIdReused
+from ..common.errors import Cancelled, DeadlineExceeded, RequestIdReused, TiermeshError
 from ..common.types import Event, Finished, FinishReason, Origin, Request, Started, Tokens, Usage
 from .computation import Computation
 from .orders import Order
@@ -85,6 +85,12 @@ class Answers:
         self._check_id(order)
         model = self._parts.registry.model
         return model is not None and self._name(order, order.key(model.digests)) in self._flights
+
+    def end_all(self, error: TiermeshError) -> None:
+        """Ends all answers with an error."""
+        for running in self._running.values():
+            for reader in running.readers:
+                reader.stop(error)
 
     def _check_id(self, order: Order) -> None:
         running = self._running.get((order.tenant.name, order.request.request_id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from ..common.rpc import RpcServer
 from ..common.telemetry import get_logger
@@ -10,6 +11,10 @@ from .policy import RENEW_S
 from .service import RouterService
 
 _log = get_logger()
+
+_DRAIN_POLL_S = 0.02
+_LAST_WORDS_S = 0.5
+"""For what has ended to reach its client; then streams of edge nodes break."""
 
 
 async def follow_health(service: RouterService, server: RpcServer) -> None:
@@ -21,6 +26,22 @@ async def follow_health(service: RouterService, server: RpcServer) -> None:
         changed.clear()
         await server.ready(service.ready)
         _log.info("ready" if service.ready else "not_ready")
+
+
+async def drain(service: RouterService, server: RpcServer) -> None:
+    """Refuses what is new, and gives what was taken in `router.drain_ms` to end. What has not then is told so: whoever
+    asked may go on elsewhere.
+    """
+    service.drain()
+    _log.info("draining", running=service.busy)
+    await server.retire()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(service.drain_s):
+            while service.busy:  # noqa: ASYNC110 - it happens once in a router's life
+                await asyncio.sleep(_DRAIN_POLL_S)
+    _log.info("drained", cut_short=service.busy)
+    await service.end_all()
+    await server.stop(_LAST_WORDS_S)
 
 
 async def renew_policies(service: RouterService) -> None:

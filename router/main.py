@@ -17,12 +17,9 @@ from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
 from ..common.telemetry import open_metrics, setup_logging
 from .arguments import parse, read_config
-from .lifecycle import follow_health, renew_policies
+from .lifecycle import drain, follow_health, renew_policies
 from .reload import Reloader
 from .service import RouterService
-
-GRACE_S = 10.0
-"""What running answers get when the process is told to stop."""
 
 
 def main() -> int:
@@ -58,8 +55,7 @@ async def serve(given: argparse.Namespace) -> int:
         ]
         print(f"listening {address}", flush=True)
         await stop.wait()
-        service.drain()
-        await server.stop(GRACE_S)
+        await drain(service, server)
         for task in beside:
             task.cancel()
     await service.close()

@@ -56,12 +56,16 @@ class NodePeer:
         self._send(welcome)
         self._send(policy_for(directory, self.node))
 
-    async def closed(self) -> None:
-        """The stream is gone: ends all its sessions."""
-        self._nodes.gone(self)
+    async def end_all(self) -> None:
+        """Ends all sessions, and tells nobody."""
         for number in list(self._sessions):
             self._end(number, CloseReason.CANCELLED)
         await asyncio.gather(*self._ending)
+
+    async def closed(self) -> None:
+        """The stream is gone: ends all its sessions."""
+        self._nodes.gone(self)
+        await self.end_all()
 
     def _open(self, frame: Open) -> None:
         before = self._sessions.get(frame.session)
@@ -126,6 +130,10 @@ class Nodes:
         """Renews every node's welcome and policy."""
         for peer in self._peers:
             peer.tell(self._welcome(), self.directory)
+
+    async def end_all(self) -> None:
+        """Ends all sessions of all nodes without a word: a stream that breaks is one that they resume in the next."""
+        await asyncio.gather(*(peer.end_all() for peer in self._peers))
 
     def reload(self, directory: Directory) -> None:
         """Other tenants, tiers or nodes from now on. Nodes that lost their place keep no tenants."""

@@ -14,8 +14,8 @@ from ..common.relay_link import LinkEvents, RelayLink
 from ..common.telemetry import get_logger
 from ..common.types import ModelInfo
 from .choice import choose
-from .health import Health
 from .prefixes import Prefixes
+from .standing import LOOK_S, Standing
 
 _log = get_logger()
 
@@ -23,10 +23,12 @@ _FIRST_LIMIT = 8
 """Requests at once before the first load frame tells the slots."""
 _QUEUED_AT_ENGINE = 1
 """Requests kept waiting in the engine, so that a slot never idles for a hop; the rest wait here, in order."""
+_MOST_SLOTS = 1024
+"""Slots that a worker is believed to have at most, whatever it says."""
 _LOW_KV = 0.1
 _LEAVE_S = 30.0
 """What answers get that run at a worker which is taken out of the configuration; later they go on at another."""
-_LOOK_S = 0.05
+_LEAVE_LOOK_S = 0.05
 
 
 class Worker:
@@ -41,56 +43,56 @@ class Worker:
         """Serves another model than the pool."""
         self.leaving = False
         """Is out of the configuration, and finishes what it has."""
-        self.health = Health()
+        self.standing = Standing()
         self._limit = _FIRST_LIMIT
+        self._draining = False
         self._known = False
 
     @property
     def trial(self) -> bool:
         """Whether it was set aside, and has had no success since."""
-        return self.health.trial
+        return self.standing.trial
 
     @property
     def limit(self) -> int:
         """Requests that we give it at once."""
         return 1 if self.trial else self._limit
 
+    @property
+    def there(self) -> bool:
+        """Whether it could take requests, reliable or not."""
+        return self.link.connected and not (self.leaving or self.foreign or self._draining)
+
     def usable(self, now: float) -> bool:
         """Whether it may get new requests."""
-        load = self.link.load
-        drains = self.leaving or (load is not None and load.draining)
-        return self.link.connected and not self.foreign and not drains and now >= self.health.until
+        return self.there and self.standing.trusted(now)
 
     def state(self, now: float) -> str:
-        """In a word: up, away, leaving, foreign, draining, ejected or trial."""
+        """In a word: up, away, leaving, foreign, draining, ejected, silent or trial."""
         if not self.link.connected:
             return "away"
         if self.leaving or self.foreign:
             return "leaving" if self.leaving else "foreign"
-        if self.link.load is not None and self.link.load.draining:
-            return "draining"
-        return self.health.state(now)
+        return "draining" if self._draining else self.standing.state(now)
 
     def loaded(self, load: Load) -> None:
-        """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up."""
-        if not self._known:
-            self._limit, self._known = load.slots + _QUEUED_AT_ENGINE, True
-        elif load.waiting > _QUEUED_AT_ENGINE or load.kv_free < _LOW_KV:
-            self._limit = max(1, min(self._limit, load.slots) - 1)
-        else:
-            self._limit = min(self._limit + 1, load.slots + _QUEUED_AT_ENGINE)
+        """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up.
 
-    def lost(self) -> None:
-        """The stream broke; what comes next may have other slots."""
-        self._limit, self._known = _FIRST_LIMIT, False
-        self.health.restarted()
-
-    def failed(self, now: float) -> bool:
-        """A request failed there; True when the worker is set aside for that.
-
-        A broken stream does not count: all its requests fail at once, and it comes back as a new one or not at all.
+        It stays between 1 and what the worker says to have, as far as that is to be believed.
         """
-        return self.link.connected and self.health.failed(now)
+        self._draining = load.draining
+        slots = min(max(load.slots, 0), _MOST_SLOTS)
+        if not self._known:
+            self._limit, self._known = slots + _QUEUED_AT_ENGINE, True
+        elif load.waiting > _QUEUED_AT_ENGINE or not load.kv_free >= _LOW_KV:  # so that NaN is no room
+            self._limit = max(1, min(self._limit, slots) - 1)
+        else:
+            self._limit = min(self._limit + 1, slots + _QUEUED_AT_ENGINE)
+
+    def lost(self, now: float) -> None:
+        """The stream broke; what comes next may have other slots."""
+        self._limit, self._known, self._draining = _FIRST_LIMIT, False, False
+        self.standing.broke(now)
 
 
 class Registry:
@@ -107,8 +109,7 @@ class Registry:
         self._draw = random.Random()
         self.prefixes = Prefixes()
         self._changed = asyncio.Event()
-        self._told = 0
-        """The capacity that `on_change` was last called for."""
+        self._look: asyncio.TimerHandle | None = None
         self.model: ModelInfo | None = None
         """What the pool serves; stays known while all workers are away."""
 
@@ -125,20 +126,17 @@ class Registry:
     @property
     def capacity(self) -> int:
         """Requests that the usable workers take at once."""
-        now = self._clock.now()
-        return sum(worker.limit for worker in self.workers if worker.usable(now))
+        return sum(worker.limit for worker in self._usable())
 
     @property
     def batches(self) -> dict[str, float]:
         """What each usable worker will run of ours when one more request has come, by address."""
-        now = self._clock.now()
-        return {w.address: float(min(w.limit, w.in_flight + 1)) for w in self.workers if w.usable(now)}
+        return {w.address: float(min(w.limit, w.in_flight + 1)) for w in self._usable()}
 
     @property
     def any_usable(self) -> bool:
         """Whether a request could be dispatched."""
-        now = self._clock.now()
-        return any(worker.usable(now) for worker in self.workers)
+        return any(worker.there for worker in self.workers)
 
     def follow(self, addresses: Iterable[str]) -> None:
         """Connects to these workers; others get nothing new, and are let go when they have answered what they have."""
@@ -152,10 +150,14 @@ class Registry:
         for address in wanted:
             if address not in self._workers:
                 self._add(address)
+        if self._look is None:
+            self._look_later()
         self._notify()
 
     async def close(self) -> None:
         """Ends all links."""
+        if self._look is not None:
+            self._look.cancel()
         tasks = [*self._tasks.values(), *self._partings.values()]
         self._tasks.clear()
         self._partings.clear()
@@ -168,8 +170,7 @@ class Registry:
 
         Those to avoid are taken only when there is no other.
         """
-        now = self._clock.now()
-        usable = [worker for worker in self.workers if worker.usable(now)]
+        usable = self._usable()
         fresh = [worker for worker in usable if worker.address not in avoid] or usable
         return choose(fresh, self.prefixes.known(keys), self._draw)
 
@@ -179,25 +180,19 @@ class Registry:
             async with asyncio.timeout(timeout_s):
                 while not self.any_usable:
                     self._changed.clear()
-                    # An ejection ends by time alone, without an event.
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(0.2):
-                            await self._changed.wait()
+                    await self._changed.wait()
         return self.any_usable
 
     def failed(self, worker: Worker) -> None:
         """A request failed at a worker. The last one that is left is never set aside: trying is better than nothing."""
         now = self._clock.now()
         others = any(other.usable(now) for other in self.workers if other is not worker)
-        if others and worker.failed(now):
-            _log.warning("worker_ejected", worker=worker.address)
-            self._notify()
-            # Its return is an event by time alone. The timer holds nothing, and one that fires late does no harm.
-            asyncio.get_running_loop().call_later(worker.health.until - now + 0.01, self._notify)
+        if others and worker.standing.failed(now):
+            self._set_aside(worker, "failures", now)
 
     def succeeded(self, worker: Worker) -> None:
         """An answer came through."""
-        if worker.health.succeeded():
+        if worker.standing.succeeded():
             _log.info("worker_back", worker=worker.address)
             self._notify()
 
@@ -206,12 +201,41 @@ class Registry:
         """Requests of ours that the workers have."""
         return sum(worker.in_flight for worker in self.workers)
 
+    def _usable(self) -> list[Worker]:
+        """Those that are to be relied on; when there are none, all that are there: trying is better than nothing."""
+        now = self._clock.now()
+        there = [worker for worker in self._workers.values() if worker.there]
+        return [worker for worker in there if worker.standing.trusted(now)] or there
+
+    def _set_aside(self, worker: Worker, cause: str, now: float) -> None:
+        seconds = worker.standing.aside_until - now
+        _log.warning("worker_ejected", worker=worker.address, cause=cause, seconds=round(seconds, 1))
+        self._notify()
+        # Its return is an event by time alone. The timer holds nothing, and one that fires late does no harm.
+        asyncio.get_running_loop().call_later(seconds + 0.01, self._notify)
+
+    def _look_later(self) -> None:
+        self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_around)
+
+    def _look_around(self) -> None:
+        """Finds workers that say nothing any more: they get nothing new, and after a while their answers go on at
+        others, if there are any."""
+        self._look_later()
+        changed = [worker for worker in self.workers if worker.standing.look(worker.link.messages)]
+        for worker in changed:
+            _log.warning("worker_silent" if worker.standing.silent else "worker_speaks", worker=worker.address)
+        if changed:
+            self._notify()
+        for worker in self.workers:
+            if worker.standing.stuck and worker not in self._usable():
+                worker.link.drop()
+
     async def _see_off(self, worker: Worker) -> None:
         """Waits until a worker that leaves has nothing of ours, or for long enough; unless it is wanted again."""
         try:
             ends = self._clock.now() + _LEAVE_S
             while worker.leaving and worker.in_flight and self._clock.now() < ends:  # noqa: ASYNC110 - counts have no event
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(_LEAVE_LOOK_S)
             if worker.leaving:
                 self._let_go(worker.address)
                 self._notify()
@@ -245,22 +269,26 @@ class Registry:
         worker.foreign = model is None or self.model is None or model.digests != self.model.digests
         if worker.foreign:
             _log.error("worker_serves_another_model", worker=address, model=model.id if model else "")
-        self._notify()
+        worker.standing.up(now)
+        if worker.standing.trusted(now):
+            self._notify()
+        else:
+            self._set_aside(worker, "flaps", now)
 
     def _loaded(self, address: str, load: Load) -> None:
         if worker := self._workers.get(address):
+            before = (worker.limit, worker.there)
             worker.loaded(load)
-            if self.capacity != self._told:
+            if before != (worker.limit, worker.there):
                 self._notify()
 
     def _lost(self, address: str, error: TiermeshError) -> None:
         _log.warning("worker_lost", worker=address, reason=error.reason)
         if worker := self._workers.get(address):
-            worker.lost()
+            worker.lost(self._clock.now())
             self.prefixes.forget(address)
         self._notify()
 
     def _notify(self) -> None:
-        self._told = self.capacity
         self._changed.set()
         self._on_change()

@@ -96,6 +96,10 @@ class Reloader:
         except ConfigError as error:
             self._keep(error.message, again)
             return
+        except Exception:  # noqa: BLE001 - the top of a task; logged
+            _log.exception("defect", task="reload")
+            self._keep("a defect of ours, which the log has; what was in force stays so", again)
+            return
         self._take(mesh)
 
     def _take(self, mesh: MeshConfig) -> None:

@@ -73,9 +73,28 @@ class RouterService:
         """Tells the nodes again what they may do, before it runs out."""
         self._nodes.tell_all()
 
+    @property
+    def drain_s(self) -> float:
+        """What requests get to end when the router is told to stop."""
+        return self._core.directory.mesh.router.drain_s
+
+    @property
+    def busy(self) -> int:
+        """Requests and sessions of nodes that have not ended, and calls that wait or run beside them."""
+        scheduler = self._core.parts.slots.scheduler
+        jobs = scheduler.running + sum(map(scheduler.queued, self._core.directory.tiers))
+        return max(jobs, self._answers.running + sum(self._nodes.sessions.values()))
+
     def drain(self) -> None:
         """Refuses what is new from now on."""
         self._nodes.draining = True
+
+    async def end_all(self) -> None:
+        """Ends what still runs, and tells clients so."""
+        await self._nodes.end_all()
+        self._answers.end_all(
+            Draining("this router stopped before the answer was complete; try again", retry_after_s=1.0)
+        )
 
     async def close(self) -> None:
         """Lets go of the workers."""

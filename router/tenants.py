@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import secrets
 from dataclasses import replace
 
 from ..common.config_types import MeshConfig, NodeConfig, TenantConfig, TierConfig
@@ -21,14 +22,14 @@ class Directory:
         self.tiers: dict[str, TierConfig] = {tier.name: tier for tier in mesh.tiers}
         self.tenants: dict[str, TenantConfig] = {tenant.name: tenant for tenant in mesh.tenants}
         self._nodes = {node.name: node for node in mesh.router.nodes}
-        # Looking up a hash tells an attacker at most how a hash begins, never the key.
-        self._by_hash = {stored: tenant for tenant in mesh.tenants for stored in tenant.key_hashes}
+        self._blind = secrets.token_bytes(32)
+        self._by_key = {self._blinded(stored): tenant for tenant in mesh.tenants for stored in tenant.key_hashes}
 
     def authenticate(self, key: str) -> TenantConfig:
         """The tenant of an API key. Raises Unauthenticated."""
         if not key:
             raise Unauthenticated("no API key: send the metadata `authorization: Bearer <key>`")
-        tenant = self._by_hash.get(key_hash(key))
+        tenant = self._by_key.get(self._blinded(key_hash(key)))
         if tenant is None:
             raise Unauthenticated("this API key is not known here; ask your operator for one")
         return tenant
@@ -45,6 +46,12 @@ class Directory:
         matches = [hmac.compare_digest(stored, key_hash(key)) for stored in router.admin_keys]
         if not key or not any(matches):
             raise Unauthenticated("this needs an operator's key, one that router.admin_keys has the hash of")
+
+    def _blinded(self, stored: str) -> bytes:
+        """A stored key's place in the directory, under a secret of its own: how long a look-up takes depends on bytes
+        that nobody outside can know or choose, so it tells nothing of any key or hash.
+        """
+        return hmac.digest(self._blind, stored.encode(), "sha256")
 
     def tenant(self, name: str) -> TenantConfig:
         """A tenant by name, as an edge node claims it. Raises Forbidden."""

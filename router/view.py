@@ -62,6 +62,6 @@ def _worker(worker: Worker, now: float) -> WorkerStatus:
         running=load.running if load else 0,
         waiting=load.waiting if load else 0,
         kv_free=load.kv_free if load else 0.0,
-        ejections=worker.health.ejections,
-        ejected_for_s=max(0.0, worker.health.until - now),
+        ejections=worker.standing.ejections,
+        ejected_for_s=max(0.0, worker.standing.aside_until - now),
     )

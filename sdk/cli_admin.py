@@ -42,13 +42,17 @@ def _group() -> None:
 
 
 def check_config(file: Annotated[Path, typer.Argument(help="The mesh's YAML.")]) -> None:
-    """Say what is wrong with a configuration: the path in the file, and the line.
+    """Say what is wrong with a configuration: the path in the file, and the line. Keys in plain are wrong anywhere.
 
     Example: tiermesh config check mesh.yaml
     """
     from tiermesh.common.config import load_config
+    from tiermesh.common.config_plain import plain_keys
+    from tiermesh.common.errors import ConfigError
 
     mesh = load_config(file, with_secret=True)
+    if shown := plain_keys(file.read_text(encoding="utf-8"), file.name):
+        raise ConfigError("\n".join(shown))
     print(f"{file}: good: {len(mesh.tenants)} tenants, {len(mesh.tiers)} tiers, {len(mesh.router.workers)} workers")
 
 

@@ -95,7 +95,7 @@ class _Look:
             return None
         found = self._ask()
         seen = isinstance(found, RouterStatus)
-        ready = isinstance(found, RouterStatus) and any(worker.state in ("up", "trial") for worker in found.workers)
+        ready = isinstance(found, RouterStatus) and any(worker.there for worker in found.workers)
         told = {"router": asdict(found)} if isinstance(found, RouterStatus) else {"error": found}
         return {"address": self.router, "reachable": seen, "ready": ready, "samples": [], **told}
 

@@ -286,7 +286,8 @@ async def test_a_lease_lost_between_asks(models: Path) -> None:
         gate.open.set()
         await mesh.check(await exact, await bounded)
         registry = mesh.router._core.parts.dispatcher._registry
-        assert [(seen.health._in_a_row, seen.health.until) for seen in registry.workers] == [(0, 0.0)] * 2
+        records = [seen.standing for seen in registry.workers]
+        assert [(record._failures, record.aside_until) for record in records] == [(0, 0.0)] * 2
         assert lost() == 2
 
 

@@ -30,7 +30,7 @@ from tiermesh.common.relay_link import LinkSession, RelayLink
 from tiermesh.common.relay_server import Outbox, RelayServicer
 from tiermesh.common.rpc import RpcServer, channel
 from tiermesh.common.rpc_errors import from_rpc_error
-from tiermesh.common.types import Request
+from tiermesh.common.types import Origin, Request
 from tiermesh.v1 import relay_pb2, relay_pb2_grpc
 
 TOKENS = 50
@@ -262,9 +262,26 @@ async def test_tokens_merge_only_while_contiguous() -> None:
     ]
 
 
+async def test_what_waits_goes_as_messages_that_their_reader_takes(place: Place) -> None:
+    """A worker that can't send for a while has more to say than one message may hold."""
+    async with linked(place) as link:
+        assert await link.wait_connected(5)
+        session = opened(link, delivered=tuple(range(TOKENS)))
+        (peer,) = place.peers
+        async with asyncio.timeout(5):
+            while not peer.frames:  # noqa: ASYNC110 - the peer has no event for it
+                await asyncio.sleep(0.002)
+        positions = range(TOKENS, TOKENS + 20)
+        for at in positions:  # of two origins in turn, so that they can't merge
+            peer.send(RelayTokens(1, 1, at, (at,), "x" * 2**20, origin=Origin.CLOUD if at % 2 else Origin.EDGE))
+        async with asyncio.timeout(10):
+            frames = [await session.receive() for _ in positions]
+    assert [frame.position for frame in frames if isinstance(frame, RelayTokens)] == list(positions)
+
+
 async def test_a_reader_that_never_reads_is_told_so() -> None:
     outbox = Outbox()
     for i in range(100_001):
         outbox.put(Verdict(i, 1, 0, 0, None))
     with pytest.raises(TiermeshError, match="does not keep up"):
-        await outbox.take()
+        await outbox.overflow()

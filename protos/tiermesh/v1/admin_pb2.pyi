@@ -467,8 +467,8 @@ class WorkerStatus(_message.Message):
     EJECTED_FOR_MS_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     state: _builtins.str
-    """"up", "away", "foreign" (serves another model), "draining", "ejected", or "trial" after that; "leaving" when it is
-    out of the configuration and still answers.
+    """"up", "away", "foreign" (serves another model), "draining", "ejected", or "trial" after that; "silent" when it is
+    connected and says nothing; "leaving" when it is out of the configuration and still answers.
     """
     in_flight: _builtins.int
     """Requests of this router there, and how many it gives at most."""

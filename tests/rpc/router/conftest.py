@@ -79,7 +79,13 @@ class ToyWorker:
     """Sessions pause before this answer index until the gate opens."""
     server: RpcServer = field(default_factory=RpcServer)
     address: str = ""
+    padding: str = ""
+    """Text that each token brings along."""
     expected_token: str | None = None
+    metadata: list[dict[str, str]] = field(default_factory=list)
+    """What each router showed."""
+    load: dict[str, Any] = field(default_factory=dict)
+    """What its load frames say otherwise than the truth."""
 
     @property
     def running(self) -> int:
@@ -95,10 +101,11 @@ class ToyWorker:
         await self.server.stop(0)
 
     def _connect(self, hello: Hello, metadata: Any, send: Any) -> ToyPeer:
+        self.metadata.append(dict(metadata))
         peer = ToyPeer(self, send)
         self.peers.append(peer)
         send(Welcome("toy", (MODEL,)))
-        send(Load(self.slots, 0, 0, 1.0, 0.001))
+        peer.tell()
         return peer
 
 
@@ -110,6 +117,12 @@ class ToyPeer:
         self.send = send
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.state: dict[int, tuple[Open, list[int]]] = {}
+        self.telling: asyncio.TimerHandle | None = None
+
+    def tell(self) -> None:
+        """How busy it is, now and four times a second."""
+        self.send(replace(Load(self.worker.slots, 0, 0, 1.0, 0.001), **self.worker.load))
+        self.telling = asyncio.get_running_loop().call_later(0.25, self.tell)
 
     def receive(self, frame: UpFrame) -> None:
         if isinstance(frame, Open):
@@ -156,12 +169,18 @@ class ToyPeer:
                 await asyncio.sleep(self.worker.step_s)
             position = len(known)
             known.append(own[position])
-            self.send(RelayTokens(session, attempt, position, (own[position],), toy_text([own[position]])))
+            self.send(
+                RelayTokens(
+                    session, attempt, position, (own[position],), toy_text([own[position]]) + self.worker.padding
+                )
+            )
             await asyncio.sleep(0)
         usage = Usage(prompt_tokens=5, completion_tokens=len(known))
         self.send(RelayFinished(session, attempt, FinishReason.STOP, usage))
 
     async def closed(self) -> None:
+        if self.telling:
+            self.telling.cancel()
         for task in list(self.tasks.values()):
             task.cancel()
         self.state.clear()
@@ -173,7 +192,9 @@ class Client:
 
     stub: inference_pb2_grpc.InferenceServiceStub
 
-    async def events(self, request: Request, key: str | None = "demo-key", timeout_s: float = 10.0) -> list[Event]:
+    async def events(
+        self, request: Request, key: str | None = "demo-key", timeout_s: float | None = 10.0
+    ) -> list[Event]:
         """All events; raises our errors."""
         return [event async for event in self.stream(request, key, timeout_s)]
 
@@ -189,7 +210,7 @@ class Client:
         return asyncio.create_task(follow()), events
 
     async def stream(
-        self, request: Request, key: str | None = "demo-key", timeout_s: float = 10.0
+        self, request: Request, key: str | None = "demo-key", timeout_s: float | None = 10.0
     ) -> AsyncIterator[Event]:
         """The events as they come."""
         metadata = [("authorization", f"Bearer {key}")] if key is not None else []
@@ -227,9 +248,8 @@ def tenant(name: str, **changes: Any) -> TenantConfig:
     """A tenant like demo, with key `<name>-key`."""
     (demo,) = default_mesh({}).tenants
     limits = {k: changes.pop(k) for k in list(changes) if hasattr(demo.limits, k)}
-    return replace(
-        demo, name=name, key_hashes=(key_hash(f"{name}-key"),), limits=replace(demo.limits, **limits), **changes
-    )
+    changes = {"key_hashes": (key_hash(f"{name}-key"),)} | changes
+    return replace(demo, name=name, limits=replace(demo.limits, **limits), **changes)
 
 
 @pytest.fixture
@@ -274,14 +294,14 @@ def start_worker(stack: AsyncExitStack) -> Callable[..., Awaitable[ToyWorker]]:
 def start_router(stack: AsyncExitStack) -> Callable[..., Awaitable[Router]]:
     """Starts a router before these workers; waits until it is ready if there are any."""
 
-    async def start(*workers: ToyWorker | str, wait: bool = True, **changes: Any) -> Router:
+    async def start(*workers: ToyWorker | str, wait: bool = True, stalled_s: float = 30.0, **changes: Any) -> Router:
         mesh = default_mesh({})
         addresses = tuple(w if isinstance(w, str) else w.address for w in workers)
         router = {k: changes.pop(k) for k in list(changes) if hasattr(mesh.router, k)}
         mesh = replace(mesh, router=replace(mesh.router, workers=addresses, **router), **changes)
         service, server = RouterService(mesh, MonotonicClock()), RpcServer()
-        server.add_inference(InferenceServicer(service))
-        server.add_relay(RelayServicer(service.connect))
+        server.add_inference(InferenceServicer(service, stalled_s))
+        server.add_relay(RelayServicer(service.connect, stalled_s))
         server.add_admin(AdminServicer(service.operations))
         address = await server.start("127.0.0.1:0")
         service.start(lambda: None)

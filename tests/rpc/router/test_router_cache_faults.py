@@ -75,6 +75,38 @@ async def test_clients_never_notice(toy: Any, start_worker: Any, share: Share, s
     await toy.until(lambda: router.running == 0)
 
 
+async def test_under_load_it_is_killed_and_comes_back(toy: Any, start_worker: Any, share: Share, server: Any) -> None:
+    """Thirty clients go on all the while, each with a question that all ask and one of its own."""
+    worker = await start_worker()
+    router = await share(worker, budget_s=0.005)
+    over, answers = asyncio.Event(), 0
+
+    async def client(name: int) -> None:
+        nonlocal answers
+        number = 0
+        while not over.is_set():
+            number += 1
+            for prompt in ("known", f"{name} asks {number}"):
+                request = Request(prompt, LENGTH)
+                assert ids_of(await router.client.events(request)) == tuple(toy.ids(request, LENGTH))
+                answers += 1
+
+    async def more(count: int) -> None:
+        wanted = answers + count
+        await toy.until(lambda: answers >= wanted or any(task.done() for task in tasks), 20.0)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(client(name)) for name in range(30)]
+        await more(100)
+        server.kill()
+        await more(200)
+        await asyncio.to_thread(server.start)
+        hits = router.sample("cache_total", result="hit")
+        await toy.until(lambda: router.sample("cache_total", result="hit") > hits + 20, 20.0)
+        over.set()
+    await toy.until(lambda: router.running == 0 and router.service._answers.running == 0)
+
+
 @pytest.mark.parametrize("fault", ["killed", "stopped", "emptied", "spoilt", "restarted"])
 async def test_neither_do_those_who_lead_and_follow(
     toy: Any, start_worker: Any, share: Share, server: Any, fault: str

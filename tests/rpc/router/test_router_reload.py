@@ -48,6 +48,8 @@ class Taker:
     def reload(self, mesh: MeshConfig) -> None:
         if mesh.name == "impossible":
             raise ConfigError("mesh.name changes only with a restart")
+        if mesh.name == "odd":
+            raise RuntimeError("unforeseen")
         self.names.append(mesh.name)
 
 
@@ -103,8 +105,13 @@ async def test_a_fault_keeps_what_was_and_is_told_until_it_is_mended(toy: Any, t
         await toy.until(lambda: bool(taker.config.fault))
         assert "mesh.yaml:1: tiers.fast.ttft_ms: should be greater than 0" in taker.config.fault
         assert (taker.names, taker.config.taken, taker.config.kept) == ([], 0, 1)
+        for cut, why in (("# a comm", "says nothing"), ("tiers: {fast: {ttft_ms", "no valid YAML")):
+            put(path, cut)
+            await toy.until(lambda why=why: why in taker.config.fault)
         put(path, named("impossible"))
         await toy.until(lambda: "only with a restart" in taker.config.fault)
+        put(path, named("odd"))
+        await toy.until(lambda: "a defect of ours" in taker.config.fault)
         path.unlink()
         await toy.until(lambda: "can't read the configuration" in taker.config.fault)
         put(path, named("one"))

@@ -1,4 +1,4 @@
-"""SIGKILL of a real worker process in the middle of answers: every text is that of an undisturbed run."""
+"""A real worker process is killed, or stopped, in the middle of answers: every text is that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -80,14 +80,32 @@ def answer(events: list[Any]) -> tuple[list[int], str]:
     return [i for event in tokens for i in event.ids], "".join(event.text for event in tokens)
 
 
-@pytest.mark.slow
-async def test_answers_outlive_their_worker(processes: Any, start_router: Any, toy: Any) -> None:
+@dataclass
+class Busy:
+    """Answers under way at both workers."""
+
+    router: Any
+    undisturbed: list[tuple[list[int], str]]
+    tasks: list[asyncio.Task[list[Any]]]
+
+    async def check(self) -> None:
+        """They are all whole, and as if nothing had happened."""
+        events = [await task for task in self.tasks]
+        assert self.router.sample("resumed_total") >= 1
+        assert all(isinstance(one[-1], Finished) for one in events)
+        assert [answer(one) for one in events] == self.undisturbed
+        again = await self.router.client.events(replace(requests()[0], prompt="afterwards"), timeout_s=30)
+        assert isinstance(again[-1], Finished)
+
+
+@pytest.fixture
+async def busy(processes: Any, start_router: Any, toy: Any) -> Busy:
+    """What they would answer, and the same under way."""
     addresses = [worker.address for worker in processes]
     router = await start_router(*addresses, wait=False)
     await toy.until(lambda: router.sample("worker_up", worker=addresses[0]) == 1, 20.0)
     await toy.until(lambda: router.sample("worker_up", worker=addresses[1]) == 1, 20.0)
     undisturbed = [answer(await router.client.events(request, timeout_s=30)) for request in requests()]
-
     begun: list[int] = [0] * len(undisturbed)
 
     async def follow(index: int, request: Request) -> list[Any]:
@@ -99,12 +117,30 @@ async def test_answers_outlive_their_worker(processes: Any, start_router: Any, t
 
     tasks = [asyncio.create_task(follow(i, request)) for i, request in enumerate(requests())]
     await toy.until(lambda: min(begun) >= 2, 20.0)
-    busy = [router.sample("worker_in_flight", worker=address) for address in addresses]
-    assert min(busy) >= 1, "both workers must be at work"
+    in_flight = [router.sample("worker_in_flight", worker=address) for address in addresses]
+    assert min(in_flight) >= 1, "both workers must be at work"
+    return Busy(router, undisturbed, tasks)
+
+
+@pytest.mark.slow
+async def test_answers_outlive_their_worker(processes: Any, busy: Busy) -> None:
     processes[0].process.send_signal(signal.SIGKILL)
-    events = [await task for task in tasks]
-    assert router.sample("resumed_total") >= 1
-    assert all(isinstance(one[-1], Finished) for one in events)
-    assert [answer(one) for one in events] == undisturbed
-    again = await router.client.events(replace(requests()[0], prompt="afterwards"), timeout_s=30)
-    assert isinstance(again[-1], Finished)
+    await busy.check()
+
+
+@pytest.mark.slow
+async def test_answers_outlive_a_worker_that_is_stopped(processes: Any, busy: Busy, toy: Any) -> None:
+    """It says nothing, and its connection stands: what it had begun goes on elsewhere long before keepalive ends it."""
+    stopped, other = processes
+    stopped.process.send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(14):
+            await busy.check()
+        assert busy.router.sample("worker_up", worker=stopped.address) == 0
+        assert busy.router.sample("worker_up", worker=other.address) == 1
+    finally:
+        stopped.process.send_signal(signal.SIGCONT)
+    await toy.until(lambda: busy.router.sample("worker_up", worker=stopped.address) == 1, 20.0)
+    other.process.send_signal(signal.SIGKILL)
+    last = await busy.router.client.events(replace(requests()[0], prompt="the other is gone"), timeout_s=30)
+    assert isinstance(last[-1], Finished)

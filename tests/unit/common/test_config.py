@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tiermesh.cli import run
 from tiermesh.common.config import DEMO_KEY, default_mesh, load_config, model_path, require_safe_listen
 from tiermesh.common.errors import ConfigError
 from tiermesh.common.keys import key_hash, new_key
@@ -203,3 +204,46 @@ def test_an_operators_key_is_no_tenants(tmp_path: Path) -> None:
     assert (mesh.router.admin_keys, mesh.router.admin_open) == ((operator,), False)
     with pytest.raises(ConfigError, match=r"router\.admin_keys\[0\]: is a key of tenant 'acme-co' too"):
         load_config(write(tmp_path, good.replace(operator, HASH)), {})
+
+
+KEY = new_key()
+PLAIN = f"""\
+tenants:
+  demo:
+    api_keys: ["{HASH}"]  # {KEY}
+edge: {{node_key: {KEY}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"tenants: {{demo: {{api_keys: [{KEY}]}}}}", "mesh.yaml:1: tenants.demo.api_keys[0]: write sha256: and"),
+        ("tenants:\n  demo:\n    api_keys: [12345]", "mesh.yaml:3: tenants.demo.api_keys[0]: should be a valid string"),
+        (f"tenants: {{demo: {KEY}}}", "mesh.yaml:1: tenants.demo: should be a valid dictionary"),
+        (f"tenants: {{demo: {{api_keys: {KEY}}}}}", "mesh.yaml:1: tenants.demo.api_keys: should be a valid list"),
+        (f"tenants: {{demo: {{key: {KEY}}}}}", "mesh.yaml:1: tenants.demo.key: unknown key"),
+        (f"tenants: {{demo: {{api_keys: ['sha256:{KEY}']}}}}", "tenants.demo.api_keys[0]: write sha256: and"),
+        (f"router: {{admin_keys: [{KEY}]}}", "mesh.yaml:1: router.admin_keys[0]: write sha256: and"),
+        (f"router: {{nodes: {{shop: {{key: {KEY}, tenants: []}}}}}}", "router.nodes.shop.key: write sha256: and"),
+        (PLAIN, "mesh.yaml:3: holds a key in plain: put its hash there"),
+    ],
+)
+def test_a_key_in_plain_is_found_wherever_it_is_and_never_shown(
+    tmp_path: Path, text: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, text)
+    assert run(["config", "check", str(path)]) == 1
+    told = capsys.readouterr()
+    assert expected in told.err
+    assert KEY not in told.err + told.out
+    assert "12345" not in told.err + told.out
+
+
+def test_a_credential_of_ones_own_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, f"edge: {{node_key: {KEY}}}\nrouter:\n  worker_token: '{new_key()}'\n")
+    assert run(["config", "check", str(path)]) == 0
+    assert "good" in capsys.readouterr().out
+    mesh = load_config(path, {})
+    assert KEY not in repr(mesh)
+    assert "tm_" not in repr(mesh)

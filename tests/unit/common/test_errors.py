@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from urllib.parse import quote
+
 import pytest
 
 from tiermesh.common import errors, rpc_errors
@@ -38,3 +41,16 @@ def test_the_table_in_the_docstring_is_true(cls: type[errors.TiermeshError]) -> 
 def test_an_unknown_reason_falls_back_to_its_code() -> None:
     assert type(errors.error_of("NEVER_HEARD_OF", 14, "x")) is errors.Unavailable
     assert type(errors.error_of("", 999, "x")) is errors.InternalError
+
+
+@pytest.mark.parametrize("character", ["x", "\n", "ß", "漢", "🙂", "\ud800"], ids=ascii)
+def test_an_error_fits_into_metadata_whatever_it_quotes(character: str) -> None:
+    """gRPC percent-encodes the message and sends the details in base64; a client takes 8 KiB of both."""
+    long = character * 10**6
+    error = errors.InvalidRequest(long, violations=[errors.Violation("prompt.text", long)] * 50, retry_after_s=1.0)
+    status = rpc_errors.status_of(error)
+    size = len(quote(status.message)) + len(b64encode(status.SerializeToString()))
+    assert size < 8 * 1024
+    got = rpc_errors._from_status(status, 3, "")
+    assert got.message.endswith("…")
+    assert len(got.violations) == 8

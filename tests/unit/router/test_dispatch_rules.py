@@ -1,4 +1,4 @@
-"""The pure parts of dispatch: a worker's health, the choice among workers, known prefixes, the retry budget."""
+"""The pure parts of dispatch: the choice among workers, known prefixes, the retry budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tiermesh.common.types import ChatMessage, Prompt
 from tiermesh.router.choice import choose
-from tiermesh.router.health import Health
 from tiermesh.router.prefixes import Prefixes, keys_of
 from tiermesh.router.retries import FLOOR, SHARE, WINDOW_S, RetryBudget
 
@@ -22,47 +21,6 @@ class Spot:
     in_flight: int = 0
     limit: int = 8
     trial: bool = False
-
-
-def ejected(health: Health, now: float) -> float:
-    """Fails until it is set aside; for how long."""
-    for _ in range(20):
-        if health.failed(now):
-            return health.until - now
-    raise AssertionError("never set aside")
-
-
-def test_three_failures_in_a_row_set_aside_and_one_success_after_it_brings_back() -> None:
-    health = Health()
-    assert [health.failed(10.0) for _ in range(3)] == [False, False, True]
-    assert (health.state(10.5), health.state(11.1), health.ejections) == ("ejected", "trial", 1)
-    assert health.succeeded()
-    assert health.state(11.2) == "up"
-    assert not health.failed(11.3)
-
-
-def test_in_trial_one_failure_is_enough_and_the_time_doubles_up_to_a_bound() -> None:
-    health, now, spans = Health(), 0.0, []
-    for _ in range(7):
-        spans.append(ejected(health, now))
-        now = health.until
-    assert spans == [1, 2, 4, 8, 16, 30, 30]
-    health.succeeded()
-    assert ejected(health, now) == 1
-
-
-def test_one_that_fails_half_of_the_time_is_set_aside_and_one_in_ten_is_not() -> None:
-    flaky, fair = Health(), Health()
-    assert any([flaky.failed(0.0), flaky.succeeded()][0] for _ in range(20))
-    for at in range(1000):
-        assert not fair.failed(0.0) if at % 10 == 0 else not fair.succeeded()
-
-
-def test_what_fails_while_it_is_set_aside_does_not_prolong_it() -> None:
-    health = Health()
-    ejected(health, 0.0)
-    assert not any(health.failed(0.5) for _ in range(10))
-    assert health.until == 1.0
 
 
 def test_the_less_busy_of_two_is_chosen_and_full_ones_only_when_all_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import replace
 
 import pytest
@@ -85,3 +86,35 @@ def test_nodes_need_their_own_credential_once_any_is_named() -> None:
     beyond = Directory(replace(base, insecure=True, router=replace(base.router, listen="0.0.0.0:1")), SECRET)
     with pytest.raises(Unauthenticated):
         beyond.node("any", "")
+
+
+def test_looking_a_key_up_compares_nothing_that_a_caller_can_choose_or_know() -> None:
+    """Keys are found by a keyed hash whose secret is the directory's own, so the time of a look-up depends on bytes
+    that are new with each directory; not by their stored hash, and never by themselves."""
+    base = mesh()
+    one, other = Directory(base, SECRET), Directory(base, SECRET)
+    (stored,) = base.tenants[0].key_hashes
+    assert one.authenticate("demo-key") == other.authenticate("demo-key") == base.tenants[0]
+    assert not set(one._by_key) & set(other._by_key)
+    known = (stored.encode(), bytes.fromhex(stored.removeprefix("sha256:")), b"demo-key")
+    assert not set(one._by_key) & set(known)
+    for close in ("demo-kez", "demo-ke", "demo-keyy", "Demo-key", "", stored):
+        with pytest.raises(Unauthenticated):
+            one.authenticate(close)
+
+
+def test_every_operators_key_is_compared_whichever_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = mesh()
+    keys = ("first", "second", "third")
+    router = replace(base.router, admin_keys=tuple(key_hash(key) for key in keys))
+    directory, compared = Directory(replace(base, router=router), SECRET), []
+    whole = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or whole(a, b))
+    for key in keys:
+        compared.clear()
+        directory.check_operator(key)
+        assert compared == list(router.admin_keys)
+    compared.clear()
+    with pytest.raises(Unauthenticated):
+        directory.check_operator("fourth")
+    assert compared == list(router.admin_keys)
