@@ -76,7 +76,7 @@ async def test_whatever_clients_send_a_log_line_is_one_line_and_tells_no_secret(
         assert caught.value.reason != "INTERNAL"
     with pytest.raises(Unauthenticated):
         await router.client.events(asked, wrong)
-    agent = [("grpc.primary_user_agent", "bad \x1b[31magent".encode("ascii", "ignore").decode().replace("\x1b", ""))]
+    agent = [("grpc.primary_user_agent", prompt)]  # gRPC itself lets no control character into metadata
     async with grpc.aio.insecure_channel(router.address, options=agent) as chan:
         with pytest.raises(Unauthenticated):
             await toy.Client(inference_pb2_grpc.InferenceServiceStub(chan)).events(asked, wrong)
