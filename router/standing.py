@@ -85,7 +85,7 @@ class Standing:
                 self._set_aside(now, self._breaks - 2)
 
     def broke(self, now: float) -> None:
-        """The stream is gone, and counts as a break. What comes is another process: how requests ended does not count."""
+        """The stream is gone, and counts as a break; how requests ended on it says nothing of the next one."""
         self.aside_until, self.trial = 0.0, False
         self._failures, self._share, self._seen = 0, 0.0, 0
         if self._up_since is not None:
