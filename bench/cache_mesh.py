@@ -106,7 +106,7 @@ async def router_process(worker: str, cache_url: str, ttl_s: float = 3600.0) -> 
     """The same, as the process that it is."""
     names = ("requests_per_minute", "tokens_per_minute", "concurrent", "queued")
     limits = dict.fromkeys(names, _NO_LIMIT)
-    values = {
+    values: dict[str, dict[str, object]] = {
         "tenants": {"demo": {"api_keys": [key_hash(DEMO_KEY)], "limits": limits, "cache": {"ttl_s": ttl_s}}},
         "cache": {"url": cache_url},
         "router": {"workers": [worker]},

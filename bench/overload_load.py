@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .. import AsyncClient
 from ..common.errors import Overloaded, TiermeshError
-from ..common.types import Finished, Started, Tokens
+from ..common.types import Event, Finished, Started, Tokens
 from ..retry import Retry
 
 RUNGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
@@ -27,6 +27,15 @@ class Flow:
     tier: str
     key: str
     per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked."""
+
+    prompt: str
+    max_tokens: int
+    seed: int
 
 
 @dataclass(slots=True)
@@ -94,7 +103,7 @@ class Load:
         first_s = []
         for _ in range(count):
             outcome = Outcome(flow.tenant, flow.tier, 0.0)
-            await self._ask(flow, {**self._wish(), "max_tokens": 1}, outcome)
+            await self._ask(flow, replace(self._wish(), max_tokens=1), outcome)
             if outcome.ttft_s is not None:
                 first_s.append(outcome.ttft_s)
         return first_s
@@ -144,15 +153,12 @@ class Load:
                     return
             self.asked.ladders.append((told_s, None))
 
-    def _wish(self) -> Mapping[str, object]:
+    def _wish(self) -> Wish:
         """A prompt, and a length from a lognormal distribution: the median of 32 tokens, a tenth above 90."""
-        return {
-            "prompt": self._draw.choice(self._prompts),
-            "max_tokens": max(4, min(200, round(32 * self._draw.lognormvariate(0.0, 0.8)))),
-            "seed": self._draw.getrandbits(32),
-        }
+        length = max(4, min(200, round(32 * self._draw.lognormvariate(0.0, 0.8))))
+        return Wish(self._draw.choice(self._prompts), length, self._draw.getrandbits(32))
 
-    async def _ask(self, flow: Flow, wish: Mapping[str, object], outcome: Outcome, due: float | None = None) -> None:
+    async def _ask(self, flow: Flow, wish: Wish, outcome: Outcome, due: float | None = None) -> None:
         began = time.perf_counter() if due is None else due
         try:
             async with aclosing(self._stream(flow, wish)) as events:
@@ -169,7 +175,7 @@ class Load:
         except TiermeshError as error:
             outcome.ended, outcome.retry_after_s = error.reason, error.retry_after_s
 
-    async def _would_be_admitted(self, flow: Flow, wish: Mapping[str, object]) -> bool:
+    async def _would_be_admitted(self, flow: Flow, wish: Wish) -> bool:
         try:
             async with aclosing(self._stream(flow, wish)) as events:
                 async for _ in events:
@@ -178,6 +184,8 @@ class Load:
             pass
         return False
 
-    def _stream(self, flow: Flow, wish: Mapping[str, object]):  # type: ignore[no-untyped-def]
-        prompt, rest = wish["prompt"], {name: value for name, value in wish.items() if name != "prompt"}
-        return self._clients[flow.tenant].stream(prompt, temperature=1.0, cache="bypass", tier=flow.tier, **rest)
+    def _stream(self, flow: Flow, wish: Wish) -> AsyncGenerator[Event, None]:
+        client = self._clients[flow.tenant]
+        return client.stream(
+            wish.prompt, max_tokens=wish.max_tokens, seed=wish.seed, temperature=1.0, cache="bypass", tier=flow.tier
+        )

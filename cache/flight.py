@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from ..common.errors import InternalError, TiermeshError
 from ..common.telemetry import get_logger
@@ -107,7 +108,7 @@ class Flight:
         self._readers.add(reader)
         return reader
 
-    def leave(self, reader: Reader) -> asyncio.Future[object] | None:
+    def leave(self, reader: Reader) -> asyncio.Future[Any] | None:
         """Drops a listener; see `Reader.leave`. What there is to wait for, if anything."""
         self._readers.discard(reader)
         if self._readers or self._task is None:
