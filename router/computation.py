@@ -173,6 +173,7 @@ class Computation:
             deadline=deadline,
             service_s=estimates.service_s(reads, expected, batches),
             first_s=estimates.service_s(reads, 1.0, batches),
+            identity=self._order.identity,
             attained=estimates.attained(self._order.request.prompt),
         )
 
