@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiermesh.bench import schedule_returns
+from tiermesh.bench import schedule_cost, schedule_returns
 from tiermesh.bench.schedule_sim import OURS, draw, ours, policies, run_all, show, summary
 from tiermesh.bench.sim_claims import claims, return_claims
 from tiermesh.bench.sim_figures import WARM_UP_S, bounds, figures
@@ -158,3 +159,11 @@ def test_below_capacity_next_to_all_attain_their_tier() -> None:
     told = figures(simulate(ours, asked, Pool(SERVICE, 4)), horizon_s)
     assert min(tier["attained"] for tier in told["tiers"].values()) > 0.97
     assert told["wasted_tokens"] < 0.02
+
+
+def test_the_cost_of_a_step_is_told(tmp_path: Path) -> None:
+    schedule_cost.main(
+        ["--waiting", "20", "--tenants", "3", "--steps", "50", "--rounds", "1", "--out", str(tmp_path), "--force"]
+    )
+    told = json.loads((tmp_path / "schedule_cost.json").read_text())["figures"]
+    assert told["step_us"]["3"] > 0

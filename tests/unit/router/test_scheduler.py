@@ -372,3 +372,20 @@ def test_all_may_be_refused_at_once() -> None:
     decisions = schedule.refuse_all(NoWorkers("gone"))
     assert sorted(decision.job for decision in decisions) == [0, 1, 2]
     assert schedule.decide(1e12) == []
+
+
+def test_another_limit_of_a_tenant_counts_from_the_reload_on() -> None:
+    rules = {"a": TenantRule(1.0, 1, 99)}
+    schedule = scheduler(rules, slots=9)
+    for number in range(5):
+        schedule.arrive(job(number), 0.0)
+    assert [decision.job for decision in schedule.decide(0.0)] == [0]
+    rules["a"] = TenantRule(1.0, 3, 99)
+    schedule.configure(TIERS, 0.0)
+    assert [decision.job for decision in schedule.decide(0.0)] == [1, 2]
+    rules["a"] = TenantRule(1.0, 2, 99)
+    schedule.configure(TIERS, 0.0)
+    schedule.finish(0, 1.0, 0.0)
+    assert schedule.decide(0.0) == []
+    schedule.finish(1, 1.0, 0.0)
+    assert [decision.job for decision in schedule.decide(0.0)] == [3]
