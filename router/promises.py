@@ -6,7 +6,7 @@ client has to say that it comes back. Whose place is due is taken in ahead of al
 keeps the place and is told the same time again.
 
 Not everybody comes back. A place counts as much as the tenant's last promises in the tier were taken up; one that
-nobody takes up in `GRACE_S` is given away. So where nobody ever comes back, nobody is kept out for them.
+nobody takes up in time is given away. So where nobody ever comes back, nobody is kept out for them.
 
 The bounds: a tenant has at most as many places in a tier as it may have requests waiting, none further away than
 `MAX_DELAY_S`. Where there is none to give, no delay is told, since none would be true. Places of one tenant are ahead
@@ -25,11 +25,12 @@ from .jobs import Job
 MAX_DELAY_S = 30.0
 """As far ahead as a rate that was measured in the last half minute can be trusted to hold."""
 MIN_DELAY_S = 0.1
-GRACE_S = 5.0
-"""How long a place stays after it is due: clients add jitter, and some count in whole seconds."""
+GRACE_S, LONGEST_GRACE_S = 1.0, 5.0
+"""How long a place stays after it is due, and a quarter of the delay longer, at most: clients add jitter, and some count
+in whole seconds."""
 EARLY_S = 0.05
 """How much too early is in time: timers are not exact."""
-_HALF_LIFE = 32.0
+_HALF_LIFE = 16.0
 """Promises after which what became of one counts half."""
 
 
@@ -39,6 +40,8 @@ class Promise:
 
     due: float
     """Monotonic seconds."""
+    until: float
+    """When it is given away."""
     cost: float
 
 
@@ -47,7 +50,8 @@ class Places:
 
     def __init__(self) -> None:
         self.taken_up = Decayed(1.0, _HALF_LIFE)
-        """The share of the promises that somebody comes back for."""
+        """The share of the promises that somebody comes back for; before any, all are expected to."""
+        self.taken_up.add(1.0)
         self._open: dict[int, Promise] = {}
         self._cost = 0.0
 
@@ -127,9 +131,10 @@ class Promises:
         delay_s = max(delay_s, MIN_DELAY_S)
         if delay_s > MAX_DELAY_S or len(places) >= most or not job.identity:
             return None
-        places.put(job.identity, Promise(now + delay_s, cost))
+        until = now + delay_s + min(GRACE_S + delay_s / 4, LONGEST_GRACE_S)
+        places.put(job.identity, Promise(now + delay_s, until, cost))
         self._open[job.tier][job.tenant] = places
-        heapq.heappush(self._ends, (now + delay_s + GRACE_S, job.tier, job.tenant, job.identity))
+        heapq.heappush(self._ends, (until, job.tier, job.tenant, job.identity))
         return delay_s
 
     def taken(self, job: Job) -> None:
@@ -142,7 +147,7 @@ class Promises:
         while self._ends and self._ends[0][0] <= now:
             _, tier, tenant, identity = heapq.heappop(self._ends)
             promise = self._all[tier][tenant].get(identity)
-            if promise is not None and promise.due + GRACE_S <= now:  # else it was kept, and perhaps made anew
+            if promise is not None and promise.until <= now:  # else it was kept, and perhaps made anew
                 self._drop(tier, tenant, identity, taken_up=False)
 
     def _drop(self, tier: str, tenant: str, identity: int, *, taken_up: bool) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tiermesh.common.errors import Overloaded
 from tiermesh.router.jobs import Dispatch, Job, Refusal, TenantRule, TierRule
-from tiermesh.router.promises import GRACE_S, MAX_DELAY_S, Promises
+from tiermesh.router.promises import LONGEST_GRACE_S, MAX_DELAY_S, Promises
 from tiermesh.router.scheduler import Scheduler
 
 PATIENCE_S, TAKES_S, STEP_S = 4.0, 0.25, 0.05
@@ -33,7 +33,7 @@ def test_a_place_is_known_again_and_given_away_when_nobody_comes() -> None:
     assert promises.ahead(again, held) == {"a": 0.0}, "the later place is not ahead of the earlier one"
     promises.taken(again)
     assert promises.ahead(job(4), None) == {"a": 10.0}
-    promises.passed(6.0 + GRACE_S)
+    promises.passed(6.0 + LONGEST_GRACE_S)
     assert promises.ahead(job(4), None) == {}
 
 
