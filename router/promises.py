@@ -26,8 +26,8 @@ MAX_DELAY_S = 30.0
 """As far ahead as a rate that was measured in the last half minute can be trusted to hold."""
 MIN_DELAY_S = 0.1
 GRACE_S, LONGEST_GRACE_S = 1.0, 5.0
-"""How long a place stays after it is due, and a quarter of the delay longer, at most: clients add jitter, and some count
-in whole seconds."""
+"""How long a place stays when it is due, and a quarter of the delay longer, and at most: clients add jitter, and some
+count in whole seconds."""
 EARLY_S = 0.05
 """How much too early is in time: timers are not exact."""
 _HALF_LIFE = 16.0
