@@ -26,7 +26,7 @@ from .promises import EARLY_S, MAX_DELAY_S, Promises
 UNMEASURED_S = 1.0
 """A rate is known after a second of waiting, see `DrainRate`; who is refused before is told to come back then."""
 _SPREAD = 0.25
-"""How far a rate may have fallen, or a queue be fuller, for a promise to be kept nevertheless."""
+"""A promise is kept even if the wait would be in time only with so much of it less; rates swing by about that."""
 _ALL, _ON_TIME, _LATE = attrgetter("cost"), attrgetter("on_time_cost"), attrgetter("late_cost")
 """Which jobs of a backlog count, by their cost."""
 _NOBODY: Mapping[str, float] = {}
