@@ -21,7 +21,8 @@ from rich.table import Table
 from ..router.jobs import LARGEST_COST, TenantRule
 from ..router.scheduler import Scheduler
 from .results import RESULTS, plot_lines, require_green, write_result
-from .sim_figures import WARM_UP_S, bounds, figures, fluid_bound
+from .sim_claims import claims
+from .sim_figures import WARM_UP_S, bounds, figures, fluid_bound, realtime_work
 from .sim_policies import BASELINES, MAX_QUEUED, TENANT_QUEUED, Oracle, Policy
 from .sim_run import RULES, Pool, simulate
 from .sim_workers import Service
@@ -38,10 +39,11 @@ _ANY_TENANT = TenantRule(weight=1.0, concurrent=10**6, queued=TENANT_QUEUED)
 def main(arguments: Sequence[str]) -> None:
     """Runs all policies over all scenarios and loads, prints and writes figures and pictures."""
     parser = argparse.ArgumentParser(prog="tiermesh bench schedule_sim", description=__doc__)
-    parser.add_argument("--horizon", type=float, default=300.0, help="simulated seconds in which requests come")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each, averaged")
+    parser.add_argument("--horizon", type=float, default=200.0, help="simulated seconds in which requests come")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each, averaged")
     parser.add_argument("--loads", type=float, nargs="+", default=LOADS)
     parser.add_argument("--scenarios", nargs="+", default=[s.name for s in SCENARIOS])
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument("--force", action="store_true", help="measure even a tree that was not tested, and record that")
     given = parser.parse_args(arguments)
@@ -58,13 +60,15 @@ def main(arguments: Sequence[str]) -> None:
                     progress.advance(bar)
                 rows.append({"scenario": scenario.name, "load": load} | summary(runs) | {"runs": runs})
     told = {"alpha": ALPHA, "workers": WORKERS, "horizon_s": given.horizon, "bounds": bounds(), "rows": rows}
-    path = write_result("schedule_sim", told, green=green)
-    draw(rows)
+    found = claims(rows)
+    told["claims"] = [claim.data() for claim in found]
+    path = write_result("schedule_sim", told, green=green, folder=given.out)
+    draw(rows, given.out)
     if given.json:
         print(json.dumps(told))
     else:
         show(rows)
-        print(f"written to {path}")
+        print(*found, path, sep="\n")
 
 
 def policies() -> dict[str, Callable[[], Policy]]:
@@ -84,7 +88,10 @@ def run_all(scenario: Scenario, load: float, horizon_s: float, seed: int) -> dic
     dead = None if scenario.dead is None else (scenario.dead[0] * horizon_s, scenario.dead[1] * horizon_s)
     pool = Pool(Service(), WORKERS, dead)
     offered = offers(scenario, load, pool.service, WORKERS, horizon_s, seed)
-    told: dict[str, Any] = {"fluid_bound_per_s": fluid_bound(offered, pool, horizon_s)}
+    told: dict[str, Any] = {
+        "fluid_bound_per_s": fluid_bound(offered, pool, horizon_s),
+        "realtime_work": realtime_work(offered, pool),
+    }
     for name, policy in policies().items():
         told[name] = figures(simulate(policy, offered, pool, clairvoyant=name == ORACLE), horizon_s)
     return told
@@ -107,6 +114,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             tier.name: statistics.fmean(told["tiers"][tier.name]["attained"] for told in mine) for tier in RULES
         },
         "batch_share": min(told["useful_share"]["batch"] for told in mine),
+        "realtime_work": statistics.fmean(run["realtime_work"] for run in runs),
         "jain": min(jain, default=None),
         "wasted_tokens": max(told["wasted_tokens"] for told in mine),
         "lag_to_bound": max(told["largest_lag"] for told in mine) / limits["largest_lag"],
@@ -116,7 +124,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def draw(rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Goodput by load, a picture for each scenario, and what share of the realtime requests attain their tier."""
     for scenario in dict.fromkeys(row["scenario"] for row in rows):
         own = [row for row in rows if row["scenario"] == scenario]

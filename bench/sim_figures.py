@@ -13,7 +13,7 @@ from ..router.estimates import actual_cost
 from ..router.jobs import LARGEST_COST
 from ..router.lags import lag_bound, wait_bound
 from .sim_run import RULES, WINDOW_S, Outcome, Pool, Run
-from .sim_workload import TIERS, Offer
+from .sim_workload import Offer
 
 WARM_UP_S = 30.0
 """What came before is left out."""
@@ -25,7 +25,7 @@ def figures(run: Run, horizon_s: float) -> dict[str, Any]:
     """All of one run."""
     counted = [outcome for outcome in run.outcomes if outcome.offer.at >= WARM_UP_S]
     seconds = horizon_s - WARM_UP_S
-    good = [outcome for outcome in counted if _attained(outcome)]
+    good = [outcome for outcome in counted if outcome.attained]
     tokens = sum(outcome.tokens for outcome in run.outcomes)
     wasted = sum(outcome.tokens for outcome in run.outcomes if not outcome.complete)
     return {
@@ -68,13 +68,12 @@ def fluid_bound(offers: Sequence[Offer], pool: Pool, horizon_s: float) -> float:
     return fit / (horizon_s - WARM_UP_S)
 
 
-def _attained(outcome: Outcome) -> bool:
-    return outcome.complete and _first_in_time(outcome)
-
-
-def _first_in_time(outcome: Outcome) -> bool:
-    budget_s = TIERS[outcome.offer.tier].rule.ttft_s
-    return outcome.first is not None and outcome.first <= outcome.offer.at + budget_s
+def realtime_work(offers: Sequence[Offer], pool: Pool) -> float:
+    """Share of the offered work that is of the highest tier."""
+    works = [0.0] * len(RULES)
+    for offer in offers:
+        works[offer.tier] += pool.service.least_work_s(offer.prompt, offer.output)
+    return works[0] / sum(works)
 
 
 def _tier(outcomes: Sequence[Outcome], tier: int) -> dict[str, float]:
@@ -83,10 +82,10 @@ def _tier(outcomes: Sequence[Outcome], tier: int) -> dict[str, float]:
     count = max(1, len(own))
     return {
         "offered": len(own),
-        "attained": sum(map(_attained, own)) / count,
-        "ttft_in_time": sum(map(_first_in_time, own)) / count,
+        "attained": sum(outcome.attained for outcome in own) / count,
+        "ttft_in_time": sum(outcome.first_in_time for outcome in own) / count,
         "deadline_met": sum(outcome.complete for outcome in own) / count,
-        "refused": sum(outcome.dispatched is None for outcome in own) / count,
+        "refused": sum(not outcome.ran for outcome in own) / count,
     }
 
 

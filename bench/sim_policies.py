@@ -1,19 +1,18 @@
 """What the router's schedule is compared with, behind the same admission: FCFS, strict, round robin, EDF, an oracle.
 
-All take the router's estimates, its refusals (on arrival and when a job is due), its bounds on queues and its retry
-delays. The orders differ, and with them what is ahead of a job that comes.
+All take the router's estimates, its refusals (on arrival and when a job is due) and its bounds on queues. The orders
+differ, and with them what is ahead of a job that comes. Nobody comes back to them, so they promise nothing.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from ..common.errors import DeadlineExceeded, Overloaded
-from ..router.admission import Admission
+from ..router.drains import Drains
 from ..router.jobs import Decision, Dispatch, Job, Refusal, TierRule
 
 TENANT_QUEUED = 256
@@ -46,11 +45,15 @@ class Ordered:
         self.slots = 0
         self._rank = {tier.name: rank for rank, tier in enumerate(tiers)}
         self._ttft_s = {tier.name: tier.ttft_s for tier in tiers}
-        self._admission = Admission([*self._rank, "all"])
+        self._drains = Drains([*self._rank, "all"])
         self._waiting: dict[int, tuple[Job, float]] = {}
         self._heap: list[tuple[float, float, int]] = []
         self._deadlines: list[tuple[float, int]] = []
         self._running: set[int] = set()
+        self._of_tenant: Counter[str] = Counter()
+        """How many wait, by tenant."""
+        self._cost_of: dict[str, float] = dict.fromkeys([*self._rank, "all"], 0.0)
+        """What those that wait cost, by queue."""
 
     @property
     def next_deadline(self) -> float | None:
@@ -61,60 +64,73 @@ class Ordered:
 
     def arrive(self, job: Job, now: float) -> list[Decision]:
         """See `Policy`."""
-        self._admission.passed(now, self._queues())
-        queued = self._in_queue(job)
-        prospect = self._admission.prospect(queued, self._ahead(job), 1.0)
-        if error := self._admission.late(queued, prospect, now):
-            return [Refusal(job.number, error)]
-        own = sum(other.tenant == job.tenant for other, _ in self._waiting.values())
+        self._drains.passed(now, self._queues())
+        wait_s = self._drains.seconds(self._queue_of(job), self._ahead(job))
+        if job.deadline <= now:
+            return [Refusal(job.number, DeadlineExceeded("the deadline had passed when the request came"))]
+        if wait_s > 0 and now + wait_s + job.service_s > job.deadline:
+            return [Refusal(job.number, Overloaded("it would miss its deadline"))]
         decisions: list[Decision] = []
-        if own >= TENANT_QUEUED or (len(self._waiting) >= MAX_QUEUED and not (decisions := self._make_room(job, now))):
-            full = self._admission.overloaded("too many requests wait", queued, 0.0, prospect.turn_s, now)
-            return [Refusal(job.number, full)]
-        self._waiting[job.number] = (job, now)
-        self._enter(job, now)
-        heapq.heappush(self._deadlines, (job.deadline, job.number))
+        full = self._of_tenant[job.tenant] >= TENANT_QUEUED
+        if full or (len(self._waiting) >= MAX_QUEUED and not (decisions := self._make_room(job))):
+            return [Refusal(job.number, Overloaded("too many requests wait"))]
+        self._take_in(job, now)
         return decisions
 
     def decide(self, now: float) -> list[Decision]:
         """See `Policy`."""
-        self._admission.passed(now, self._queues())
+        self._drains.passed(now, self._queues())
         decisions: list[Decision] = []
         while (deadline := self.next_deadline) is not None and deadline <= now:
             number = heapq.heappop(self._deadlines)[1]
-            del self._waiting[number]
+            self._let_go(number)
             decisions.append(Refusal(number, DeadlineExceeded("the deadline passed while the request waited")))
         while len(self._running) < self.slots and self._waiting:
-            job, arrived = self._waiting.pop(self._first())
+            job, arrived = self._let_go(self._first())
             if error := self._hopeless(job, arrived, now):
                 decisions.append(Refusal(job.number, error))
                 continue
             if now > arrived:
-                self._admission.drained(self._in_queue(job).tier, job.cost)
+                self._drains.drained(self._queue_of(job), job.cost)
             self._running.add(job.number)
             decisions.append(Dispatch(job.number))
         return decisions
 
     def finish(self, number: int, actual_cost: float, now: float) -> None:
         """See `Policy`."""
-        self._admission.passed(now, self._queues())
+        self._drains.passed(now, self._queues())
         self._running.discard(number)
+
+    def _take_in(self, job: Job, now: float) -> None:
+        self._waiting[job.number] = (job, now)
+        self._of_tenant[job.tenant] += 1
+        self._cost_of[self._queue_of(job)] += job.cost
+        self._enter(job, now)
+        heapq.heappush(self._deadlines, (job.deadline, job.number))
+
+    def _let_go(self, number: int) -> tuple[Job, float]:
+        job, arrived = self._waiting.pop(number)
+        self._of_tenant[job.tenant] -= 1
+        self._cost_of[self._queue_of(job)] -= job.cost
+        if not self._waiting:
+            self._cost_of = dict.fromkeys(self._cost_of, 0.0)  # no rounding is left where nothing waits
+        return job, arrived
 
     def _key(self, job: Job, now: float) -> tuple[float, float]:
         raise NotImplementedError
 
     def _ahead(self, job: Job) -> float:
         """Cost that waits and goes before a job that comes now."""
-        return sum(other.cost for other, _ in self._waiting.values())
+        return self._cost_of[self._queue_of(job)]
 
-    def _in_queue(self, job: Job) -> Job:
-        """The job under the name of the queue whose drain rate it feels."""
-        return replace(job, tier="all")
+    def _queue_of(self, job: Job) -> str:
+        """The queue whose drain rate it feels."""
+        return "all"
 
     def _queues(self) -> list[str]:
         return ["all"] if self._waiting else []
 
-    def _make_room(self, job: Job, now: float) -> list[Decision]:
+    def _make_room(self, job: Job) -> list[Decision]:
         return []
 
     def _enter(self, job: Job, now: float) -> None:
@@ -126,12 +142,8 @@ class Ordered:
         return heapq.heappop(self._heap)[2]
 
     def _hopeless(self, job: Job, arrived: float, now: float) -> Overloaded | None:
-        excess_s = now + job.service_s - job.deadline
-        if excess_s <= 0 or now <= arrived:
-            return None
-        queued = self._in_queue(job)
-        turn_s = self._admission.prospect(queued, 0.0, 1.0).turn_s
-        return self._admission.overloaded("hopeless", queued, excess_s, turn_s, now) if turn_s else None
+        late = now > arrived and now + job.service_s > job.deadline
+        return Overloaded("hopeless") if late and self._drains.seconds(self._queue_of(job), 1.0) else None
 
 
 class Fcfs(Ordered):
@@ -147,22 +159,18 @@ class Strict(Ordered):
     def _key(self, job: Job, now: float) -> tuple[float, float]:
         return (self._rank[job.tier], now)
 
-    def _ahead(self, job: Job) -> float:
-        return sum(other.cost for other, _ in self._waiting.values() if other.tier == job.tier)
-
-    def _in_queue(self, job: Job) -> Job:
-        return job
+    def _queue_of(self, job: Job) -> str:
+        return job.tier
 
     def _queues(self) -> list[str]:
-        return list({job.tier for job, _ in self._waiting.values()})
+        return [tier for tier in self._rank if self._cost_of[tier] > 1e-6]
 
-    def _make_room(self, job: Job, now: float) -> list[Decision]:
+    def _make_room(self, job: Job) -> list[Decision]:
         victim = max((other for other, _ in self._waiting.values()), key=lambda o: (self._rank[o.tier], o.number))
         if self._rank[victim.tier] <= self._rank[job.tier]:
             return []
-        del self._waiting[victim.number]
-        turn_s = self._admission.prospect(victim, 0.0, 1.0).turn_s
-        return [Refusal(victim.number, self._admission.overloaded("pushed out", victim, 0.0, turn_s, now))]
+        self._let_go(victim.number)
+        return [Refusal(victim.number, Overloaded("pushed out"))]
 
 
 class Edf(Ordered):
@@ -215,9 +223,7 @@ class Oracle(Ordered):
 
     def arrive(self, job: Job, now: float) -> list[Decision]:
         """Takes everybody; who is too late is found out when due."""
-        self._waiting[job.number] = (job, now)
-        self._enter(job, now)
-        heapq.heappush(self._deadlines, (job.deadline, job.number))
+        self._take_in(job, now)
         return []
 
     def _key(self, job: Job, now: float) -> tuple[float, float]:
@@ -226,7 +232,7 @@ class Oracle(Ordered):
     def _hopeless(self, job: Job, arrived: float, now: float) -> Overloaded | None:
         if now <= arrived + self._ttft_s[job.tier] and now + job.service_s <= job.deadline:
             return None
-        return Overloaded("hopeless", retry_after_s=1.0)
+        return Overloaded("hopeless")
 
 
 BASELINES: Mapping[str, type[Ordered]] = {

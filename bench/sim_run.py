@@ -6,10 +6,12 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ..common.errors import TiermeshError
 from ..router.estimates import Estimates, actual_cost
 from ..router.jobs import LARGEST_COST, Decision, Dispatch, Job, Refusal, TierRule
 from ..router.scheduler import Scheduler
 from .sim_policies import Policy
+from .sim_returns import Returns
 from .sim_workers import Sequence as Answer
 from .sim_workers import Service, Worker
 from .sim_workload import TIERS, Offer
@@ -24,16 +26,32 @@ class Outcome:
     """What became of a request."""
 
     offer: Offer
-    cost: float
-    """As it was expected, in tokens."""
+    job: Job
+    """As the policy was told."""
     dispatched: float | None = None
     first: float | None = None
     """When the first token came."""
     ended: float | None = None
     """When it was refused, cut off or complete."""
+    refused: TiermeshError | None = None
     complete: bool = False
     tokens: int = 0
     batch: float = 0.0
+
+    @property
+    def ran(self) -> bool:
+        """Whether it was given a slot."""
+        return self.dispatched is not None
+
+    @property
+    def first_in_time(self) -> bool:
+        """Whether the first token came within the tier's budget."""
+        return self.first is not None and self.first <= self.offer.at + TIERS[self.offer.tier].rule.ttft_s
+
+    @property
+    def attained(self) -> bool:
+        """Whether it attained its tier."""
+        return self.complete and self.first_in_time
 
 
 @dataclass(slots=True)
@@ -59,14 +77,25 @@ class Pool:
 class Run:
     """A simulation; `run` once, then read."""
 
-    def __init__(self, policy: Policy, offers: Sequence[Offer], pool: Pool, *, clairvoyant: bool = False) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        offers: Sequence[Offer],
+        pool: Pool,
+        *,
+        clairvoyant: bool = False,
+        returns: Returns | None = None,
+    ) -> None:
         self.outcomes: list[Outcome] = []
         self.windows: list[Window] = []
         self.largest_lag = 0.0
         self.longest_wait = {tier.name: 0.0 for tier in RULES}
         """Cost that others were given while a tier waited, at most."""
         self._policy = policy
-        self._offers = offers
+        self._offers: list[tuple[float, int, Offer]] = []
+        """To come, a heap."""
+        self._numbered = 0
+        self._returns = returns
         self._pool = pool
         self._clairvoyant = clairvoyant
         self._estimates = Estimates()
@@ -82,19 +111,20 @@ class Run:
         """Service of answers that have ended, by tenant."""
         self._before: dict[str, float] = {}
         self.now = 0.0
+        self._come(*offers)
 
     def run(self) -> None:
         """From the first offer until nothing waits or runs."""
-        policy, offers = self._policy, iter(self._offers)
-        offer = next(offers, None)
+        policy, offers = self._policy, self._offers
         policy.slots = self._pool.service.slots * len(self._workers)
         tick = WINDOW_S
         changes = [] if self._pool.dead is None else [(self._pool.dead[0], self._die), (self._pool.dead[1], self._back)]
-        while offer is not None or self._answers or policy.next_deadline is not None:
+        while offers or self._answers or policy.next_deadline is not None:
             times = [tick, *(worker.next_event for worker in self._workers), *(end for end, _ in self._ends[:1])]
-            times += [offer.at] if offer is not None else []
+            times += [offers[0][0]] if offers else []
             times += [deadline] if (deadline := policy.next_deadline) is not None else []
             times += [changes[0][0]] if changes else []
+            times += [self._returns.next_probe] if self._returns is not None else []
             self.now = now = min(times)
             for worker in self._workers:
                 worker.advance(now)
@@ -105,11 +135,17 @@ class Run:
             if tick <= now:
                 self._close_window()
                 tick += WINDOW_S
-            while offer is not None and offer.at <= now:
-                self._arrive(offer)
-                offer = next(offers, None)
+            if self._returns is not None:
+                self._returns.probe(policy, now)
+            while offers and offers[0][0] <= now:
+                self._arrive(heapq.heappop(offers)[2])
             self._take(policy.decide(now))
         self._close_window()
+
+    def _come(self, *offers: Offer) -> None:
+        for offer in offers:
+            self._numbered += 1
+            heapq.heappush(self._offers, (offer.at, self._numbered, offer))
 
     def _arrive(self, offer: Offer) -> None:
         tier, estimates = TIERS[offer.tier], self._estimates
@@ -121,8 +157,11 @@ class Run:
         batches = {worker.name: float(min(worker.held + 1, worker.service.slots)) for worker in self._workers}
         service_s = estimates.service_s(offer.prompt, output, batches)
         first_s = estimates.service_s(offer.prompt, 1.0, batches)
-        job = Job(number, offer.tenant, tier.rule.name, cost, offer.at + tier.deadline_s, service_s, first_s)
-        self.outcomes.append(Outcome(offer, cost))
+        deadline = offer.at + tier.deadline_s
+        job = Job(number, offer.tenant, tier.rule.name, cost, deadline, service_s, first_s, offer.request)
+        self.outcomes.append(outcome := Outcome(offer, job))
+        if self._returns is not None:
+            self._returns.arrived(outcome)
         self._wait(offer, 1)
         self._take(self._policy.arrive(job, self.now))
 
@@ -132,8 +171,10 @@ class Run:
             assert outcome.dispatched is None, "one outcome per request"
             assert outcome.ended is None, "one outcome per request"
             if isinstance(decision, Refusal):
-                outcome.ended = self.now
+                outcome.ended, outcome.refused = self.now, decision.error
                 self._wait(outcome.offer, -1)
+                if self._returns is not None:
+                    self._come(*self._returns.refused(outcome, self.now))
             else:
                 self._dispatch(decision, outcome)
         if isinstance(self._policy, Scheduler):
@@ -144,7 +185,7 @@ class Run:
         assert self.now < offer.at + tier.deadline_s, "nothing is dispatched after its deadline"
         for name, waiting in self._waiting.items():
             waited = waiting and name != tier.rule.name
-            self._passed_over[name] = self._passed_over[name] + min(outcome.cost, LARGEST_COST) if waited else 0.0
+            self._passed_over[name] = self._passed_over[name] + min(outcome.job.cost, LARGEST_COST) if waited else 0.0
             self.longest_wait[name] = max(self.longest_wait[name], self._passed_over[name])
         self._wait(offer, -1)
         outcome.dispatched = self.now
@@ -228,8 +269,15 @@ class Run:
         self.windows.append(Window(backlogged={name for name, waiting in self._waiting_of.items() if waiting}))
 
 
-def simulate(policy: Callable[[], Policy], offers: Sequence[Offer], pool: Pool, *, clairvoyant: bool = False) -> Run:
+def simulate(
+    policy: Callable[[], Policy],
+    offers: Sequence[Offer],
+    pool: Pool,
+    *,
+    clairvoyant: bool = False,
+    returns: Returns | None = None,
+) -> Run:
     """A run that has ended."""
-    run = Run(policy(), offers, pool, clairvoyant=clairvoyant)
+    run = Run(policy(), offers, pool, clairvoyant=clairvoyant, returns=returns)
     run.run()
     return run

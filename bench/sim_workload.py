@@ -90,6 +90,10 @@ class Offer:
     tier: int
     prompt: int
     output: int
+    request: int = 0
+    """The same whenever the same client comes again."""
+    again: int = 0
+    """How many times it was refused before."""
 
 
 def offers(scenario: Scenario, load: float, service: Service, workers: int, horizon_s: float, seed: int) -> list[Offer]:
@@ -107,7 +111,8 @@ def offers(scenario: Scenario, load: float, service: Service, workers: int, hori
             own = random.Random(rng.random())
             name = f"{tier.rule.name}-{tenant}"
             streams.append(_stream(Offer(0.0, name, index, 0, 0), tier, rate * factor, phases, horizon_s, own))
-    return list(heapq.merge(*streams, key=lambda offer: offer.at))
+    merged = heapq.merge(*streams, key=lambda offer: offer.at)
+    return [replace(offer, request=number) for number, offer in enumerate(merged, 1)]
 
 
 def mean_work(tier: TierLoad, service: Service) -> float:

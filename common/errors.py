@@ -104,7 +104,7 @@ class QuotaExceeded(TiermeshError):
 
 
 class Overloaded(TiermeshError):
-    """There is no capacity in time; `retry_after_s` comes from the measured drain rate."""
+    """There is no capacity in time; `retry_after_s` says when a place is kept, None that none can be promised."""
 
     reason, grpc_code, http_status = "OVERLOADED", 8, 429
 

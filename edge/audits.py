@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..common.errors import InternalError, ModelNotFound, TiermeshError, Unavailable
+from ..common.errors import InternalError, ModelNotFound, Overloaded, TiermeshError, Unavailable
 from ..common.frames import Accepted, CloseReason, Open, SessionMode, UsageReport, Verdict
 from ..common.relay_link import LinkSession
 from ..common.telemetry import get_logger
@@ -138,10 +138,12 @@ class Audits:
             try:
                 return await self._ask(case)
             except TiermeshError as error:
-                again = isinstance(error, Unavailable) or error.retry_after_s is not None
+                again = isinstance(error, Unavailable | Overloaded) or error.retry_after_s is not None
                 if not tries or not again:
                     raise
-                await asyncio.sleep(min(error.retry_after_s or _PAUSE_S[0], _PAUSE_S[1]))
+                # Overloaded without a delay: no place can be promised within the longest pause.
+                pause_s = _PAUSE_S[1] if isinstance(error, Overloaded) else _PAUSE_S[0]
+                await asyncio.sleep(min(error.retry_after_s or pause_s, _PAUSE_S[1]))
 
     async def _ask(self, case: Case) -> list[bool]:
         pool = self._upstream.pool(case.request.model)

@@ -1,78 +1,160 @@
-"""Who is taken in, and what the others are told: estimated starts and retry delays from measured drain rates.
+"""Who is taken in, and what the others are told.
 
-The estimates speak of the job that comes now: what is ahead of it in its tier (`FairQueue.ahead`) ÷ the rate at which
-its tier is served while it waits. That rate has in it what higher tiers take and what shares give. Nobody is
-refused on a guess: without a measured rate there is no estimated start, and without a wait no refusal.
+A job that comes is taken when it is expected to start, and to end, in time: behind what waits of its tenant, what
+fairness gives the others meanwhile, and those who were promised a place before (`promises.py`). Rates are the measured
+ones, of the tier (`drains.py`) and of the tenant (`backlog.py`), whichever is slower. Nobody is refused on a guess:
+without a measured rate there is no estimated wait, and without anybody ahead no refusal.
+
+A job that can't start within its TTFT budget goes behind all that can. What late jobs are given while they wait is
+measured by itself, since under lasting overload that is nothing and they would wait for their deadlines. Where
+promises are out and mostly taken up, nobody is taken in to be late: it is told when it would be in time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ..common.errors import DeadlineExceeded, Overloaded, TiermeshError
-from .averages import DrainRate
-from .jobs import Job
+from .drains import Drains
+from .fair import Cost, FairQueue
+from .jobs import Job, TenantRule, TierRule
+from .promises import EARLY_S, MAX_DELAY_S, Promises
 
-MAX_RETRY_S = 30.0
-_MIN_RETRY_S = 0.1
+UNMEASURED_S = 1.0
+"""A rate is known after a second of waiting, see `DrainRate`; who is refused before is told to come back then."""
+_SPREAD = 0.25
+"""A promise is kept even if the wait would be in time only with so much of it less; rates swing by about that."""
+_ALL, _ON_TIME, _LATE = attrgetter("cost"), attrgetter("on_time_cost"), attrgetter("late_cost")
+"""Which jobs of a backlog count, by their cost."""
+_NOBODY: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Prospect:
-    """What a job that comes now may expect; zeros where nothing was measured."""
+class NoPlace:
+    """Why a job can't be taken for want of capacity."""
 
-    wait_s: float
-    """Until it starts."""
-    turn_s: float
-    """Until its own cost has drained at its tenant's share of the rate."""
+    why: str
+    free_s: float | None
+    """Seconds after which there would be a place; None where no time helps."""
 
 
 class Admission:
-    """The rates, and the refusals that follow from them."""
+    """Judges over the scheduler's queues."""
 
-    def __init__(self, tiers: Sequence[str]) -> None:
-        self._drains = {tier: DrainRate() for tier in tiers}
-        self._at: float | None = None
-        self._told: dict[tuple[str, str], float] = {}
-        """When the last of those who were sent away is to come back, by tier and tenant."""
+    def __init__(
+        self, queues: Mapping[str, FairQueue], tenant: Callable[[str], TenantRule], largest_cost: float
+    ) -> None:
+        self.rules: Mapping[str, TierRule] = {}
+        self._queues = queues
+        self._tenant = tenant
+        self._c_max = largest_cost
+        self._drains = Drains(list(queues))
+        self._promises = Promises(list(queues))
 
     def passed(self, now: float, waiting: Sequence[str]) -> None:
-        """Time went by while these tiers had jobs that wait; idle slots say nothing about speed."""
-        since = now if self._at is None else self._at
-        self._at = now
-        if now > since:
-            for tier in waiting:
-                self._drains[tier].add(0.0, now - since)
+        """Time went by while these tiers waited for slots."""
+        self._drains.passed(now, waiting)
+        self._promises.passed(now)
 
     def drained(self, tier: str, cost: float) -> None:
         """A job that had to wait got a slot."""
-        self._drains[tier].add(cost, 0.0)
+        self._drains.drained(tier, cost)
 
-    def prospect(self, job: Job, ahead: float, share: float) -> Prospect:
-        """For a job with this much of its tier ahead of it, and its tenant's share of the tier's service."""
-        rate = self._drains[job.tier].per_s
-        return Prospect(ahead / rate, job.cost / (rate * share)) if rate else Prospect(0.0, 0.0)
+    def taken(self, job: Job) -> None:
+        """A job was taken in, and needs the place no more that it may have been promised."""
+        self._promises.taken(job)
 
-    def late(self, job: Job, prospect: Prospect, now: float) -> TiermeshError | None:
-        """Why a job that comes now can't be done in time."""
+    def objection(self, job: Job, now: float, *, full: bool) -> TiermeshError | NoPlace | None:
+        """Why a job that comes now can't be taken; `full` where the router has no room for it."""
         if job.deadline <= now:
             return DeadlineExceeded("the deadline had passed when the request came; allow more time")
-        wait_s = prospect.wait_s
-        excess_s = now + wait_s + job.service_s - job.deadline
+        promise = self._promises.of(job)
+        waiting = sum(queue.waiting(job.tenant) for queue in self._queues.values())
+        if promise is not None and promise.due <= now + EARLY_S:
+            start_s, expected = self._start_s(job, _NOBODY, spread=_SPREAD), 0.0
+        elif not waiting:  # its turn would go by unused
+            start_s, expected = self._start_s(job, _NOBODY), 0.0
+        else:
+            may_be_late = not self._promises.hold(job)
+            start_s = self._start_s(job, self._promises.ahead(job, promise), may_be_late=may_be_late)
+            expected = self._promises.expected(job.tenant) - (promise is not None)
         # Without a wait the refusal would rest on a guess about the answer's length alone; a slot is free, so try.
-        if wait_s > 0 and excess_s > 0:
-            why = f"it would start in {wait_s:.1f} s and miss its deadline"
-            return self.overloaded(why, job, excess_s, prospect.turn_s, now)
-        return None
+        if now + start_s + job.service_s > job.deadline and self.waits(job):
+            when = "after all that can still be in time" if start_s == math.inf else f"in {start_s:.1f} s"
+            return NoPlace(f"it would start {when} and miss its deadline", self.free_s(job, job.deadline - now))
+        if waiting and waiting + max(0.0, expected) >= self._tenant(job.tenant).queued:
+            return NoPlace(f"{waiting} requests of this tenant wait already", self.turn_s(job))
+        return NoPlace("too many requests wait", self.turn_s(job)) if full else None
 
-    def overloaded(self, why: str, job: Job, excess_s: float, turn_s: float, now: float) -> Overloaded:
-        """The refusal for want of capacity. `excess_s` is what has to drain first, at the measured rate, in seconds.
+    def refusal(self, job: Job, objection: TiermeshError | NoPlace, now: float) -> TiermeshError:
+        """Keeps a place for a job that can have one, and tells when it is due."""
+        if isinstance(objection, TiermeshError):
+            return objection
+        if objection.free_s is None:
+            return Overloaded(f"{objection.why}, as it would at any other time; allow more time")
+        most = self._tenant(job.tenant).queued
+        delay_s = self._promises.make(job, self._cost(job), objection.free_s, most, now)
+        if delay_s is None:
+            return Overloaded(f"{objection.why}; no place of the next {MAX_DELAY_S:.0f} s is left to promise")
+        return Overloaded(f"{objection.why}; try again in {delay_s:.1f} s", retry_after_s=delay_s)
 
-        Those whom the same queue sends away are told to come back one after the other, `turn_s` apart.
+    def waits(self, job: Job) -> bool:
+        """Whether anything is ahead of a job, as far as measured."""
+        return self._wait_s(job, _ALL, _NOBODY) > 0
+
+    def wait_s(self, job: Job) -> float:
+        """Time until a job that comes now starts, behind those who were promised a place before it."""
+        return self._start_s(job, self._promises.ahead(job, self._promises.of(job)))
+
+    def free_s(self, job: Job, patience_s: float) -> float | None:
+        """Time until a job like this, with so much time to its deadline, would be taken and be in time; None: never."""
+        latest_s, on_time_s = patience_s - job.service_s, self.rules[job.tier].ttft_s - job.first_s
+        if latest_s <= 0:
+            return None
+        promised = self._promises.ahead(job, None)
+        if on_time_s <= 0:  # it is late from the start
+            return self._wait_s(job, _ALL, promised) - latest_s
+        return self._wait_s(job, _ON_TIME, promised) - min(latest_s, on_time_s)
+
+    def turn_s(self, job: Job) -> float:
+        """Time until its tenant's queue has room again, for those who were promised a place before and for this job.
+
+        Those come when about that much has drained, not at that very moment: some of the queue is left for that.
         """
-        key = (job.tier, job.tenant)
-        after_others_s = self._told.get(key, now) - now + turn_s
-        retry_s = min(max(excess_s, after_others_s, _MIN_RETRY_S), MAX_RETRY_S)
-        self._told[key] = now + retry_s
-        return Overloaded(f"{why}; try again in {retry_s:.1f} s", retry_after_s=retry_s)
+        tenant, queue = job.tenant, self._queues[job.tier]
+        before = self._promises.ahead(job, None).get(tenant, 0.0)
+        cost = before + self._cost(job) + _SPREAD * queue.cost_of(tenant, _ALL)
+        turn_s = self._drains.seconds(job.tier, cost) / queue.share(tenant, self._weight)
+        return max(turn_s, queue.own_wait_s(tenant, cost)) or UNMEASURED_S
+
+    def _start_s(
+        self, job: Job, promised: Mapping[str, float], *, spread: float = 0.0, may_be_late: bool = True
+    ) -> float:
+        """Expected time until a job that comes now starts, when only those who were promised a place come before it.
+
+        `spread` is how much less it may be to count as in time. Endless if it would be late and may not.
+        """
+        on_time_s = self._wait_s(job, _ON_TIME, promised) * (1.0 - spread)
+        if on_time_s + job.first_s <= self.rules[job.tier].ttft_s:
+            return on_time_s
+        if not may_be_late:
+            return math.inf
+        queue = self._queues[job.tier]
+        late_s = queue.late_wait_s(job.tenant, queue.cost_of(job.tenant, _LATE) + self._cost(job))
+        return max(on_time_s, late_s or self._wait_s(job, _ALL, promised))
+
+    def _wait_s(self, job: Job, which: Cost, promised: Mapping[str, float]) -> float:
+        """Time until those of the waiting jobs that count, and who was promised a place, have been served."""
+        queue, tenant = self._queues[job.tier], job.tenant
+        ahead = queue.ahead(tenant, self._cost(job), self._weight, which, promised) if queue or promised else 0.0
+        own = queue.cost_of(tenant, which) + promised.get(tenant, 0.0)
+        return max(self._drains.seconds(job.tier, ahead), queue.own_wait_s(tenant, own))
+
+    def _cost(self, job: Job) -> float:
+        return min(job.cost, self._c_max)
+
+    def _weight(self, tenant: str) -> float:
+        return self._tenant(tenant).weight

@@ -79,20 +79,39 @@ class DecayedLine:
 
 
 class DrainRate:
-    """Cost that leaves per second while work is waiting; a time's weight halves each `half_life_s` of waiting."""
+    """Cost that leaves per second while work is waiting.
 
-    def __init__(self, half_life_s: float = 10.0) -> None:
+    A time's weight halves each `half_life_s` of waiting, but the last `least` that left count in any case: of a slow
+    queue a few seconds tell nothing.
+    """
+
+    def __init__(self, half_life_s: float = 10.0, least: float = 16.0) -> None:
         self._half_life_s = half_life_s
+        self._least = least
+        self._left = 0.0
+        """How many did, by weight."""
         self._cost = 0.0
         self._time_s = 0.0
 
     @property
-    def per_s(self) -> float | None:
-        """None until a second of waiting has been seen."""
-        return self._cost / self._time_s if self._time_s >= 1.0 and self._cost > 0 else None
+    def stuck(self) -> bool:
+        """Whether nothing has left in a second of waiting or more."""
+        return self._time_s >= 1.0 and not self._cost
 
-    def add(self, cost: float, waited_s: float) -> None:
-        """This much left; `waited_s` of the time since the last call had work waiting."""
-        keep = 0.5 ** (waited_s / self._half_life_s)
-        self._cost = keep * self._cost + cost
-        self._time_s = keep * self._time_s + waited_s
+    def seconds(self, cost: float) -> float:
+        """Until this much has left; 0, which is no estimate, before a second of waiting or any leaving was seen."""
+        return cost * self._time_s / self._cost if self._time_s >= 1.0 and self._cost else 0.0
+
+    def left(self, cost: float) -> None:
+        """One job of this cost did."""
+        self._left += 1.0
+        self._cost += cost
+
+    def waited(self, seconds: float) -> None:
+        """So much of the time since the last call had work waiting."""
+        if self._left > self._least:
+            keep = max(0.5 ** (seconds / self._half_life_s), self._least / self._left)
+            self._left *= keep
+            self._cost *= keep
+            self._time_s *= keep
+        self._time_s += seconds

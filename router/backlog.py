@@ -14,6 +14,8 @@ import heapq
 import math
 from dataclasses import dataclass, field
 
+from .averages import DrainRate
+
 MAX_LEVEL = 3
 """The lowest level, so that a long conversation waits for three budgets more at most."""
 
@@ -48,10 +50,18 @@ class Backlog:
     def __init__(self) -> None:
         self.counter = 0.0
         """Service given so far, per weight; see `fair.py`."""
-        self.level_with_others = False
-        """Whether the counter may be compared with those of the others who wait."""
+        self.weight = 1.0
+        """The tenant's, when its last job came."""
         self.cost = 0.0
         """Sum of the costs of the jobs."""
+        self.late_cost = 0.0
+        """Of those among them that go last, as far as `sort_out` was told the time."""
+        self.drain = DrainRate()
+        """What the tenant is given while it waits, whether for slots or for its own limit."""
+        self.late_drain = DrainRate()
+        """What its late jobs are given while they wait; under lasting overload that comes to nothing."""
+        self._at = 0.0
+        self._late_jobs: set[int] = set()
         self._jobs: dict[int, Waiting] = {}
         self._heap: list[Waiting] = []
         self._late: list[Waiting] = []
@@ -61,27 +71,42 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def push(self, item: Waiting) -> None:
+    def push(self, item: Waiting, now: float) -> None:
         """A job arrives."""
+        self._pass(now)
         self._jobs[item.job] = item
         self.cost += item.cost
         heapq.heappush(self._heap, item)
         heapq.heappush(self._turns, (item.on_time_until, item.job))
 
+    @property
+    def late(self) -> int:
+        """How many go last."""
+        return len(self._late_jobs)
+
+    @property
+    def on_time_cost(self) -> float:
+        """Of the others."""
+        return self.cost - self.late_cost if len(self._late_jobs) < len(self._jobs) else 0.0
+
     def first(self, now: float) -> Waiting:
         """Who is next; there must be one."""
-        self._sort_out(now)
+        self.sort_out(now)
         for heap in (self._heap, self._late):
             while heap:
-                if self._holds(heap[0], heap is self._late, now):
+                if heap[0].job in self._jobs and (heap[0].job in self._late_jobs) == (heap is self._late):
                     return heap[0]
                 heapq.heappop(heap)
         raise AssertionError("an empty backlog has no first job")
 
-    def remove(self, job: int) -> Waiting:
+    def remove(self, job: int, now: float) -> Waiting:
         """A job leaves, served or not."""
+        self._pass(now)
         item = self._jobs.pop(job)
         self.cost = self.cost - item.cost if self._jobs else 0.0
+        if job in self._late_jobs:
+            self._late_jobs.discard(job)
+            self.late_cost = self.late_cost - item.cost if self._late_jobs else 0.0
         if not self._jobs:
             self._heap.clear()
             self._late.clear()
@@ -90,19 +115,33 @@ class Backlog:
             self._rebuild()
         return item
 
-    def _sort_out(self, now: float) -> None:
+    def sort_out(self, now: float) -> None:
+        """Time went by, and some are late now."""
+        self._pass(now)
         while self._turns and self._turns[0][0] < now:
             item = self._jobs.get(heapq.heappop(self._turns)[1])
             if item is not None:
                 heapq.heappush(self._late, item)
+                self._late_jobs.add(item.job)
+                self.late_cost += item.cost
 
-    def _holds(self, item: Waiting, late: bool, now: float) -> bool:
-        return item.job in self._jobs and late == (item.on_time_until < now)
+    def served(self, item: Waiting, now: float) -> None:
+        """One that had to wait has left for a slot."""
+        self.drain.left(item.cost)
+        if item.on_time_until < now:
+            self.late_drain.left(item.cost)
+
+    def _pass(self, now: float) -> None:
+        if now > self._at:
+            if self._jobs:
+                self.drain.waited(now - self._at)
+            if self._late_jobs:
+                self.late_drain.waited(now - self._at)
+            self._at = now
 
     def _rebuild(self) -> None:
-        late = {item.job for item in self._late}
-        self._late = [item for item in self._jobs.values() if item.job in late]
-        self._heap = [item for item in self._jobs.values() if item.job not in late]
+        self._late = [item for item in self._jobs.values() if item.job in self._late_jobs]
+        self._heap = [item for item in self._jobs.values() if item.job not in self._late_jobs]
         self._turns = [(item.on_time_until, item.job) for item in self._heap]
         for heap in (self._late, self._heap):
             heapq.heapify(heap)

@@ -57,7 +57,7 @@ class Core:
         self.shared = self._open_shared(mesh, clock)
         slots = Slots(scheduler, clock, self.shared.permits.changed) if self.shared else Slots(scheduler, clock)
         if self.shared is not None:
-            self.shared.permits.serve(scheduler.demand, slots.turn)
+            self.shared.permits.serve(scheduler.demand, scheduler.reconsider, slots.turn)
         self.parts = Parts(
             registry=registry,
             slots=slots,

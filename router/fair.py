@@ -15,24 +15,39 @@ smaller weight, at most `slots` jobs running and e the largest error per weight,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+import math
+from collections.abc import Callable, Mapping
 
 from .backlog import Backlog, Waiting
 
-Eligible = Callable[[str], bool]
-"""Whether a tenant is below its own limit."""
+Cost = Callable[[Backlog], float]
+"""Of those of a tenant's waiting jobs that count."""
+_NOTHING: Mapping[str, float] = {}
 
 
 class FairQueue:
-    """The waiting jobs of one tier."""
+    """The waiting jobs of one tier. Whom to serve next costs O(log n) in the tenants that wait."""
 
     def __init__(self) -> None:
         self._all: dict[str, Backlog] = {}
         self._waiting: dict[str, Backlog] = {}
+        self._limited: set[str] = set()
+        """Tenants that run as much as they may."""
+        self._joining: set[str] = set()
+        """Who waits below its limit, and is lifted before the next is served."""
+        self._level: set[str] = set()
+        """Who waits below its limit, with a counter that may be compared with those of the others here."""
+        self._order: list[tuple[float, str]] = []
+        """A heap of their counters, with some that have changed since."""
         self._last = ""
         """Who last stopped waiting, or came to its limit."""
         self._jobs: dict[int, None] = {}
         """In the order in which they came."""
+        self._turns: list[tuple[float, int, str]] = []
+        """When which job of which tenant will be late."""
+        self.late = 0
+        """How many are, as far as `sort_out` was told the time."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -42,70 +57,158 @@ class FairQueue:
         """The job that came last."""
         return next(reversed(self._jobs), None)
 
+    @property
+    def has_eligible(self) -> bool:
+        """Whether somebody waits for a slot alone, so that `first` has an answer."""
+        return bool(self._joining or self._level)
+
     def waiting(self, tenant: str) -> int:
         """Jobs of a tenant that wait."""
         return len(self._waiting.get(tenant, ()))
 
-    def push(self, tenant: str, item: Waiting) -> None:
+    def cost_of(self, tenant: str, waiting: Cost) -> float:
+        """Cost of those of a tenant's jobs that count."""
+        own = self._waiting.get(tenant)
+        return waiting(own) if own else 0.0
+
+    def push(self, tenant: str, item: Waiting, weight: float, now: float) -> None:
         """A job arrives."""
         backlog = self._all.setdefault(tenant, Backlog())
+        backlog.weight = weight
         if tenant not in self._waiting:
-            backlog.level_with_others = False
             self._waiting[tenant] = backlog
-        backlog.push(item)
+            if tenant not in self._limited:
+                self._joining.add(tenant)
+        backlog.push(item, now)
         self._jobs[item.job] = None
+        heapq.heappush(self._turns, (item.on_time_until, item.job, tenant))
+        if len(self._turns) > 2 * len(self._jobs) + 64:  # most of their jobs have left
+            self._turns = [turn for turn in self._turns if turn[1] in self._jobs]
+            heapq.heapify(self._turns)
 
-    def remove(self, tenant: str, job: int) -> None:
+    def remove(self, tenant: str, job: int, now: float) -> None:
         """A job leaves, served or not."""
         backlog = self._waiting[tenant]
-        backlog.remove(job)
+        late = backlog.late
+        backlog.remove(job, now)
+        self.late += backlog.late - late
         del self._jobs[job]
         if not backlog:
             del self._waiting[tenant]
-            self._last = tenant
+            self._leave(tenant)
 
-    def has_eligible(self, eligible: Eligible) -> bool:
-        """Whether `first` has an answer."""
-        return any(eligible(tenant) for tenant in self._waiting)
+    def limit(self, tenant: str) -> None:
+        """It runs as much as it may."""
+        if tenant not in self._limited:
+            self._limited.add(tenant)
+            if tenant in self._waiting:
+                self._leave(tenant)
 
-    def first(self, eligible: Eligible, now: float) -> tuple[str, Waiting]:
+    def free(self, tenant: str) -> None:
+        """It may run more."""
+        if tenant in self._limited:
+            self._limited.discard(tenant)
+            if tenant in self._waiting:
+                self._joining.add(tenant)
+
+    def sort_out(self, now: float) -> None:
+        """Time went by, and some jobs are late now: those go behind the others of their tenant."""
+        while self._turns and self._turns[0][0] < now:
+            backlog = self._waiting.get(heapq.heappop(self._turns)[2])
+            if backlog is not None:
+                late = backlog.late
+                backlog.sort_out(now)
+                self.late += backlog.late - late
+
+    def first(self, now: float) -> tuple[str, Waiting]:
         """The tenant and job to serve next; some eligible tenant must wait."""
-        self._lift(eligible)
-        tenant = min(filter(eligible, self._waiting), key=lambda name: (self._waiting[name].counter, name))
+        self.sort_out(now)
+        if self._joining:
+            self._lift()
+        tenant = self._least()
+        assert tenant is not None, "somebody eligible waits"
         return tenant, self._waiting[tenant].first(now)
 
     def charge(self, tenant: str, service: float) -> None:
         """Moves a counter by cost ÷ weight: at a dispatch, and by what the job cost more (or less) when it ends."""
         if backlog := self._all.get(tenant):
             backlog.counter += service
+            if tenant in self._level:
+                self._rank(tenant)
 
-    def ahead(self, tenant: str, cost: float, weight: Callable[[str], float]) -> float:
-        """Cost that is served before a job of this cost that came now, when no other comes.
+    def waited(self, tenant: str, item: Waiting, now: float) -> None:
+        """A job that had to wait has left for a slot."""
+        self._all[tenant].served(item, now)
+
+    def own_wait_s(self, tenant: str, cost: float) -> float:
+        """Until a tenant has been given this much; 0 where nothing was measured."""
+        backlog = self._all.get(tenant)
+        return backlog.drain.seconds(cost) if backlog else 0.0
+
+    def late_wait_s(self, tenant: str, cost: float) -> float:
+        """Until its late jobs have been given this much; 0 where nothing was measured, endless if they get nothing."""
+        backlog = self._all.get(tenant)
+        if backlog is None:
+            return 0.0
+        return math.inf if backlog.late_drain.stuck else backlog.late_drain.seconds(cost)
+
+    def ahead(
+        self,
+        tenant: str,
+        cost: float,
+        weight: Callable[[str], float],
+        waiting: Cost,
+        promised: Mapping[str, float] = _NOTHING,
+    ) -> float:
+        """Cost that is served before a job of this cost that came now, when no other comes but those `promised`.
 
         The tenant's own jobs are, and of each other tenant as much as its weight earns in the same time: a flood of one
-        tenant does not make the others wait for all of it.
+        tenant does not make the others wait for all of it. `waiting` says which of the jobs count; what a tenant is
+        promised a place for counts with them.
         """
-        own = self._waiting.get(tenant)
-        before = own.cost if own else 0.0
+        before = self.cost_of(tenant, waiting) + promised.get(tenant, 0.0)
         per_weight = (before + cost) / weight(tenant)
-        others = (
-            min(backlog.cost, per_weight * weight(name)) for name, backlog in self._waiting.items() if name != tenant
-        )
-        return before + sum(others)
+        total = before
+        for name, backlog in self._waiting.items():
+            if name != tenant:
+                other = waiting(backlog) + promised[name] if name in promised else waiting(backlog)
+                most = per_weight * backlog.weight
+                total += other if other < most else most
+        for name, expected in promised.items():
+            if name != tenant and name not in self._waiting:
+                total += min(expected, per_weight * weight(name))
+        return total
 
     def share(self, tenant: str, weight: Callable[[str], float]) -> float:
         """Of the tier's service, what a tenant gets while those who wait now go on waiting."""
-        others = sum(weight(name) for name in self._waiting if name != tenant)
+        others = sum(backlog.weight for name, backlog in self._waiting.items() if name != tenant)
         return weight(tenant) / (weight(tenant) + others)
 
-    def _lift(self, eligible: Eligible) -> None:
-        for name, backlog in self._waiting.items():
-            if backlog.level_with_others and not eligible(name):
-                backlog.level_with_others = False
-                self._last = name
-        level = [backlog.counter for backlog in self._waiting.values() if backlog.level_with_others]
-        floor = min(level) if level else self._all[self._last].counter if self._last else 0.0
-        for name, backlog in self._waiting.items():
-            if not backlog.level_with_others and eligible(name):
-                backlog.level_with_others = True
-                backlog.counter = max(backlog.counter, floor)
+    def _leave(self, tenant: str) -> None:
+        self._joining.discard(tenant)
+        self._level.discard(tenant)
+        self._last = tenant
+
+    def _lift(self) -> None:
+        least = self._least() or self._last
+        floor = self._all[least].counter if least else 0.0
+        for tenant in self._joining:
+            backlog = self._waiting[tenant]
+            backlog.counter = max(backlog.counter, floor)
+            self._level.add(tenant)
+            self._rank(tenant)
+        self._joining.clear()
+
+    def _least(self) -> str | None:
+        while self._order:
+            counter, tenant = self._order[0]
+            if tenant in self._level and self._waiting[tenant].counter == counter:
+                return tenant
+            heapq.heappop(self._order)
+        return None
+
+    def _rank(self, tenant: str) -> None:
+        heapq.heappush(self._order, (self._all[tenant].counter, tenant))
+        if len(self._order) > 4 * len(self._level) + 64:  # most have changed since
+            self._order = [(self._waiting[name].counter, name) for name in self._level]
+            heapq.heapify(self._order)

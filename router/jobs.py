@@ -45,6 +45,8 @@ class Job:
     """Expected time from dispatch to the last token."""
     first_s: float = 0.0
     """Expected time from dispatch to the first token."""
+    identity: int = 0
+    """The same when the same request comes again; 0 where that can't be told, and no place is kept for it then."""
     attained: float = 0.0
     """Cost of what earlier turns of the same conversation or session were given, in tokens."""
 

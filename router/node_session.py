@@ -274,6 +274,7 @@ class NodeSession:
                 deadline=order.deadline,
                 service_s=estimates.service_s(self._reads, output, batches),
                 first_s=estimates.service_s(self._reads, 1.0, batches),
+                identity=order.identity,
                 attained=self._attained,
             )
         )

@@ -44,6 +44,11 @@ class Order:
         tenant = self.tenant
         return Keeping(tenant.cache_ttl_s, tenant.cache_max_entries, tenant.cache_max_bytes)
 
+    @property
+    def identity(self) -> int:
+        """The same when the same is asked again, whatever its request id; good within this process."""
+        return hash((replace(self.asked, request_id=""), self.tenant.name))
+
     def key(self, digests: Digests) -> CacheKey:
         """The exact key, for a pool with these digests."""
         return exact_key(self.request, self.tenant.name, digests)

@@ -56,14 +56,15 @@ class Permits:
         """A tenant's limit in the configuration."""
         self._lease_s = lease_s
         self._demand: Demand = lambda _: (0, 0)
-        self._granted: Callable[[], None] = lambda: None
+        self._reconsider: Callable[[str], None] = lambda _: None
+        self._turn: Callable[[], None] = lambda: None
         self._tenants: dict[str, _Held] = {}
         self._due: set[str] = set()
         self._wake = asyncio.Event()
 
-    def serve(self, demand: Demand, granted: Callable[[], None]) -> None:
-        """For this schedule; `granted` is called when there are more permits."""
-        self._demand, self._granted = demand, granted
+    def serve(self, demand: Demand, reconsider: Callable[[str], None], turn: Callable[[], None]) -> None:
+        """For this schedule: `reconsider` is called when a tenant has more or fewer, `turn` when some may start."""
+        self._demand, self._reconsider, self._turn = demand, reconsider, turn
 
     def most(self, tenant: str) -> int | None:
         """Jobs of the tenant that may run here; None while nobody tells, and the configuration's limit holds alone."""
@@ -84,6 +85,7 @@ class Permits:
         if given_back or (waiting and held.permits <= running):
             self._due.add(tenant)
             self._wake.set()
+        self._reconsider(tenant)
 
     async def run(self) -> None:
         """Asks, renews and gives back, until cancelled."""
@@ -96,9 +98,10 @@ class Permits:
             self._wake.clear()
             if not self._line.up:
                 # What was held may be another's by the time that Redis is back.
-                for held in self._tenants.values():
+                for tenant, held in self._tenants.items():
                     held.permits = 0
-                self._granted()  # the configuration's limit holds alone now
+                    self._reconsider(tenant)
+                self._turn()  # the configuration's limit holds alone now
                 continue
             due = self._due | set(self._lacking())
             self._due = set()
@@ -122,6 +125,7 @@ class Permits:
             return
         keep = running if held.rivals else min(held.permits, running + waiting)
         held.permits = keep
+        self._reconsider(tenant)
         spare, limit = _SPARE if running or waiting else 0, self._limit(tenant)
         words = (self._me, running, waiting, keep, spare, limit, round(self._lease_s * 1000))
         reply = await self._line.call(PERMITS, (self._name(tenant),), words)
@@ -129,5 +133,6 @@ class Permits:
             return
         granted, rivals = reply
         held.permits, held.rivals = granted, rivals > 0
+        self._reconsider(tenant)
         if granted > keep:
-            self._granted()
+            self._turn()

@@ -1,7 +1,8 @@
 """Who runs next. No I/O and no clock of its own: arrivals, completions and the time come in, decisions go out.
 
 Each rule has a page: which tier (`lags.py`), which of its tenants (`fair.py`), which of that tenant's jobs
-(`backlog.py`), and who is not taken in at all (`admission.py`). The bounds that hold are stated there.
+(`backlog.py`), who is not taken in at all (`admission.py`) and when to come back then (`promises.py`). The bounds that
+hold are stated there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 from ..common.errors import DeadlineExceeded, TiermeshError
-from .admission import Admission, Prospect
+from .admission import Admission, NoPlace
 from .backlog import Waiting, level
 from .fair import FairQueue
 from .jobs import Decision, Dispatch, Job, Refusal, TenantRule, TierRule
@@ -28,6 +29,11 @@ _LATENCY_SENSITIVE = 1.5
 class _Held:
     job: Job
     arrived: float
+
+    @property
+    def patience_s(self) -> float:
+        """The time that its client gave it."""
+        return self.job.deadline - self.arrived
 
 
 class Scheduler:
@@ -50,10 +56,12 @@ class Scheduler:
         self._alpha = alpha
         self._queues = {tier.name: FairQueue() for tier in tiers}
         self._lags = Lags(tiers, largest_cost)
-        self._admission = Admission(self._order)
+        self._admission = Admission(self._queues, tenant, largest_cost)
+        self._admission.rules = self._rules
         self._waiting: dict[int, _Held] = {}
         self._running: dict[int, Job] = {}
         self._running_of: dict[str, int] = {}
+        self._now = 0.0
         self._deadlines: list[tuple[float, int]] = []
         self.slots = 0
         """How many jobs may run at once; set by the owner at any time."""
@@ -69,12 +77,21 @@ class Scheduler:
         return self._lags.all()
 
     def configure(self, tiers: Sequence[TierRule], alpha: float, max_queued: int | None = None) -> None:
-        """Other budgets and shares for the same tiers, another α and length of the queue, from now on."""
+        """Other budgets and shares for the same tiers, another α and length of the queue, and perhaps tenants with
+        other rules, from now on."""
         assert [tier.name for tier in tiers] == self._order, "tiers keep their names and order"
-        self._rules = {tier.name: tier for tier in tiers}
+        self._rules = self._admission.rules = {tier.name: tier for tier in tiers}
         self._lags.set_shares(tiers)
         self._alpha = alpha
         self._max_queued = max_queued or self._max_queued
+        for tenant in self._running_of:
+            self.reconsider(tenant)
+
+    def reconsider(self, tenant: str) -> None:
+        """A tenant may have come to its limit, or below it. Then call `decide`."""
+        below = self._running_of.get(tenant, 0) < self._tenant(tenant).concurrent
+        for queue in self._queues.values():
+            (queue.free if below else queue.limit)(tenant)
 
     def twin(self) -> Scheduler:
         """Another one in the same state, to try things on; jobs are shared, since nothing changes them."""
@@ -85,7 +102,7 @@ class Scheduler:
 
     def expected_wait_s(self, job: Job) -> float | None:
         """How long a job that came now would wait, beyond those that a slot is free for; None where no rate tells."""
-        return self._prospect(job).wait_s or None
+        return self._admission.wait_s(job) or None
 
     @property
     def running_costs(self) -> Mapping[int, float]:
@@ -120,25 +137,26 @@ class Scheduler:
         """Takes a job into its queue. The decisions may refuse it, or one that it pushes out. Then call `decide`."""
         assert job.number not in self._waiting, "job numbers are unique"
         assert job.number not in self._running, "job numbers are unique"
-        self._admission.passed(now, self._backlogged())
-        prospect = self._prospect(job)
-        if error := self._refusal(job, prospect, now):
-            return [Refusal(job.number, error)]
+        self._pass(now)
+        if objection := self._objection(job, now):
+            return [self._refuse(job, objection, now)]
         decisions: list[Decision] = []
-        if len(self._waiting) >= self._max_queued:
-            victim = self._victim(job)
-            if victim is None:
-                full = self._admission.overloaded("too many requests wait", job, 0.0, prospect.turn_s, now)
-                return [Refusal(job.number, full)]
-            why, turn_s = "a request of a higher tier took this one's place", self._prospect(victim).turn_s
-            decisions.append(Refusal(victim.number, self._admission.overloaded(why, victim, 0.0, turn_s, now)))
-            self._leave_queue(victim)
+        if len(self._waiting) >= self._max_queued and (victim := self._victim(job)) is not None:
+            held = self._leave_queue(victim)
+            free_s = max(self._admission.turn_s(victim), self._admission.free_s(victim, held.patience_s) or 0.0)
+            pushed_out = NoPlace("a request of a higher tier took this one's place", free_s)
+            decisions.append(self._refuse(victim, pushed_out, now))
+        self._admission.taken(job)
         self._enter_queue(job, now)
         return decisions
 
+    def would_take(self, job: Job, now: float) -> bool:
+        """Whether a job that came now would be taken in; changes nothing."""
+        return self._objection(job, now) is None
+
     def decide(self, now: float) -> list[Decision]:
         """Refuses what is past its deadline or can't meet it any more, then fills free slots."""
-        self._admission.passed(now, self._backlogged())
+        self._pass(now)
         decisions: list[Decision] = []
         while (deadline := self.next_deadline) is not None and deadline <= now:
             job = self._waiting[heapq.heappop(self._deadlines)[1]].job
@@ -151,16 +169,17 @@ class Scheduler:
 
     def finish(self, number: int, actual_cost: float, now: float) -> None:
         """A running job has ended, for whatever reason, after this much work. Then call `decide`."""
-        self._admission.passed(now, self._backlogged())
+        self._pass(now)
         job = self._running.pop(number)
         self._running_of[job.tenant] -= 1
         if not self._running_of[job.tenant]:
             del self._running_of[job.tenant]
+        self.reconsider(job.tenant)
         self._queues[job.tier].charge(job.tenant, (actual_cost - self._cost(job)) / self._weight(job.tenant))
 
     def cancel(self, number: int, now: float) -> bool:
         """Takes a waiting job out without a decision; False when it does not wait."""
-        self._admission.passed(now, self._backlogged())
+        self._pass(now)
         held = self._waiting.get(number)
         if held is None:
             return False
@@ -184,29 +203,28 @@ class Scheduler:
     def _rank(self, job: Job) -> int:
         return self._order.index(job.tier)
 
-    def _eligible(self, tenant: str) -> bool:
-        return self._running_of.get(tenant, 0) < self._tenant(tenant).concurrent
-
     def _backlogged(self) -> list[str]:
         """Tiers with a job that could run if there were a slot, in order."""
-        return [name for name, queue in self._queues.items() if queue.has_eligible(self._eligible)]
+        return [name for name, queue in self._queues.items() if queue.has_eligible]
 
     def _next(self, waiting: Sequence[str], now: float) -> Decision:
         """Gives a slot to the job that is due, or refuses it when it can't be done in time any more."""
         tier = self._lags.next(waiting)
         queue = self._queues[tier]
-        tenant, item = queue.first(self._eligible, now)
+        tenant, item = queue.first(now)
         held = self._waiting[item.job]
-        if error := self._hopeless(held, now):
+        if objection := self._hopeless(held, now):
             self._leave_queue(held.job)
-            return Refusal(item.job, error)
+            return self._refuse(held.job, objection, now)
         self._lags.served(tier, item.cost, waiting)
         self._leave_queue(held.job)
         queue.charge(tenant, item.cost / self._weight(tenant))
         if now > held.arrived:
             self._admission.drained(tier, item.cost)
+            queue.waited(tenant, item, now)
         self._running[item.job] = held.job
         self._running_of[tenant] = self._running_of.get(tenant, 0) + 1
+        self.reconsider(tenant)
         return Dispatch(item.job)
 
     def _enter_queue(self, job: Job, now: float) -> None:
@@ -216,41 +234,42 @@ class Scheduler:
         key = now + rule.ttft_s + sunk_s + self._alpha * job.service_s
         on_time_until = now + rule.ttft_s - job.first_s
         self._waiting[job.number] = _Held(job, now)
-        self._queues[job.tier].push(job.tenant, Waiting(key, job.number, self._cost(job), on_time_until))
+        item = Waiting(key, job.number, self._cost(job), on_time_until)
+        self._queues[job.tier].push(job.tenant, item, self._weight(job.tenant), now)
         if len(self._deadlines) > 2 * len(self._waiting) + 64:  # most of its jobs have left the queue
             self._deadlines = [(held.job.deadline, number) for number, held in self._waiting.items()]
             heapq.heapify(self._deadlines)
         else:
             heapq.heappush(self._deadlines, (job.deadline, job.number))
 
-    def _leave_queue(self, job: Job) -> None:
-        del self._waiting[job.number]
-        self._queues[job.tier].remove(job.tenant, job.number)
+    def _leave_queue(self, job: Job) -> _Held:
+        held = self._waiting.pop(job.number)
+        self._queues[job.tier].remove(job.tenant, job.number, self._now)
         if not self.queued(job.tier):
             self._lags.clear(job.tier)
+        return held
 
-    def _prospect(self, job: Job) -> Prospect:
-        queue = self._queues[job.tier]
-        ahead = queue.ahead(job.tenant, self._cost(job), self._weight) if queue else 0.0
-        return self._admission.prospect(job, ahead, queue.share(job.tenant, self._weight))
+    def _pass(self, now: float) -> None:
+        """Time went by since the last call."""
+        self._now = now
+        for queue in self._queues.values():
+            queue.sort_out(now)
+        self._admission.passed(now, self._backlogged())
 
-    def _refusal(self, job: Job, prospect: Prospect, now: float) -> TiermeshError | None:
-        """Why a job can't be taken."""
-        if error := self._admission.late(job, prospect, now):
-            return error
-        waiting = sum(queue.waiting(job.tenant) for queue in self._queues.values())
-        if waiting >= self._tenant(job.tenant).queued:
-            why = f"{waiting} requests of this tenant wait already"
-            return self._admission.overloaded(why, job, 0.0, prospect.turn_s, now)
-        return None
+    def _objection(self, job: Job, now: float) -> TiermeshError | NoPlace | None:
+        full = len(self._waiting) >= self._max_queued and self._victim(job) is None
+        return self._admission.objection(job, now, full=full)
 
-    def _hopeless(self, held: _Held, now: float) -> TiermeshError | None:
+    def _hopeless(self, held: _Held, now: float) -> NoPlace | None:
         """Why a job that is due can't be done in time any more; one that did not wait is tried."""
-        excess_s = now + held.job.service_s - held.job.deadline
-        if excess_s <= 0 or now <= held.arrived or not (turn_s := self._prospect(held.job).turn_s):
+        job = held.job
+        if now + job.service_s <= job.deadline or now <= held.arrived or not self._admission.waits(job):
             return None
         why = f"it has waited {now - held.arrived:.1f} s and would miss its deadline"
-        return self._admission.overloaded(why, held.job, excess_s, turn_s, now)
+        return NoPlace(why, self._admission.free_s(job, held.patience_s))
+
+    def _refuse(self, job: Job, objection: TiermeshError | NoPlace, now: float) -> Refusal:
+        return Refusal(job.number, self._admission.refusal(job, objection, now))
 
     def _victim(self, job: Job) -> Job | None:
         """The newest job of the lowest tier that waits below this one."""

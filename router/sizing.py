@@ -28,5 +28,6 @@ def job_of(parts: Parts, order: Order, prompt: int, expected: float, number: int
         deadline=deadline,
         service_s=estimates.service_s(reads, expected, batches),
         first_s=estimates.service_s(reads, 1.0, batches),
+        identity=order.identity,
         attained=estimates.attained(order.request.prompt),
     )

@@ -63,8 +63,8 @@ class Slots:
         granted = asyncio.get_running_loop().create_future()
         self._waiting[job.number] = granted
         self._carry_out(self.scheduler.arrive(job, self._clock.now()))
-        self.turn()
         self._changed(job.tenant)
+        self.turn()
         if granted.done() and (error := granted.exception()) is not None:
             raise error
         return Ticket(self, job, granted)

@@ -34,7 +34,10 @@ class Unary:
         used = 0.0
         ticket = None
         try:
-            ticket = parts.slots.submit(Job(number, tenant.name, request.tier, tokens, deadline, service_s, service_s))
+            identity = hash(replace(request, deadline_s=None))
+            ticket = parts.slots.submit(
+                Job(number, tenant.name, request.tier, tokens, deadline, service_s, service_s, identity)
+            )
             await ticket.wait()
             used = float(tokens)
             worker = self._worker()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiermesh.bench import schedule_cost, schedule_returns
 from tiermesh.bench.schedule_sim import OURS, draw, ours, policies, run_all, show, summary
+from tiermesh.bench.sim_claims import claims, return_claims
 from tiermesh.bench.sim_figures import WARM_UP_S, bounds, figures
+from tiermesh.bench.sim_returns import Returns
 from tiermesh.bench.sim_run import Pool, simulate
 from tiermesh.bench.sim_workers import Sequence, Service, Worker
 from tiermesh.bench.sim_workload import BURSTY, ON_OFF, SCENARIOS, STEADY, TIERS, Scenario, mean_work, offers
@@ -104,6 +108,49 @@ def test_a_short_run_keeps_the_bounds_and_beats_a_single_queue(tmp_path: Path) -
     show(rows)
     draw(rows, tmp_path)
     assert (tmp_path / "schedule_sim_poisson.png").stat().st_size > 10_000
+    assert {claim.what.partition(" ")[0]: claim.met for claim in claims(rows)}["goodput"]
+
+
+def test_a_claim_is_about_the_worst_row() -> None:
+    row = {"scenario": "poisson", "load": 2.0, "attained": {"realtime": 0.995}, "batch_share": 0.06}
+    row |= {"to_best_other": 1.2, "jain": None, "lag_to_bound": 0.3, "wait_to_bound": 0.8}
+    bad = row | {"scenario": "flood", "load": 0.7, "attained": {"realtime": 0.98}, "jain": 0.96}
+    realtime, share, anywhere, overloaded, jain, lag, wait = claims([row, bad])
+    assert (realtime.value, realtime.met, realtime.facts["missed_in"]) == (0.98, False, ["flood at 0.7"])
+    assert (share.met, anywhere.met, jain.value) == (True, True, 0.96)
+    assert overloaded.facts["by_row"] == {"poisson at 2": 1.2}
+    assert lag.met
+    assert wait.met
+
+
+def test_clients_that_come_back_are_followed(tmp_path: Path) -> None:
+    """Each told delay of a run is kept apart, with what came of it; with nobody coming back nothing does."""
+    horizon_s = WARM_UP_S + 30.0
+    asked = offers(SCENARIOS[0], 2.0, SERVICE, 4, horizon_s, seed=1)
+    returns = Returns(seed=1)
+    run = simulate(ours, asked, Pool(SERVICE, 4), returns=returns)
+    told = [one for one in returns.told if one.delay_s is not None]
+    back = [outcome for outcome in run.outcomes if outcome.offer.again]
+    assert len(back) == len(told) > 100
+    assert {id(one.back) for one in told} == {id(outcome) for outcome in back}
+    for one in told:
+        assert one.back is not None
+        assert one.delay_s is not None
+        assert one.at + one.delay_s <= one.back.offer.at <= one.at + 1.1 * one.delay_s + 0.02
+        if (shortest_s := one.shortest_worked_s) is not None and one.taken:
+            assert shortest_s <= one.back.offer.at - one.at
+    nobody = Returns(seed=1, share=0.0)
+    run = simulate(ours, asked, Pool(SERVICE, 4), returns=nobody)
+    assert len(run.outcomes) == len(asked)
+    row = schedule_returns.run(SCENARIOS[0], 2.0, horizon_s, [1], 1.0)
+    assert row["all"]["taken"] > 0.8
+    rows = [{"scenario": "poisson", "load": 2.0} | row]
+    schedule_returns.show(rows)
+    schedule_returns.draw(rows, "returns", tmp_path)
+    assert (tmp_path / "returns.png").stat().st_size > 10_000
+    taken, delay = return_claims(rows)
+    assert taken.met
+    assert delay.value >= 1.0, "a told delay that worked is no shorter than the shortest that did"
 
 
 def test_below_capacity_next_to_all_attain_their_tier() -> None:
@@ -112,3 +159,11 @@ def test_below_capacity_next_to_all_attain_their_tier() -> None:
     told = figures(simulate(ours, asked, Pool(SERVICE, 4)), horizon_s)
     assert min(tier["attained"] for tier in told["tiers"].values()) > 0.97
     assert told["wasted_tokens"] < 0.02
+
+
+def test_the_cost_of_a_step_is_told(tmp_path: Path) -> None:
+    schedule_cost.main(
+        ["--waiting", "20", "--tenants", "3", "--steps", "50", "--rounds", "1", "--out", str(tmp_path), "--force"]
+    )
+    told = json.loads((tmp_path / "schedule_cost.json").read_text())["figures"]
+    assert told["step_us"]["3"] > 0

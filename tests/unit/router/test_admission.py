@@ -8,15 +8,13 @@ from tiermesh.common.errors import Overloaded
 from tiermesh.router.jobs import Decision, Dispatch, Job, Refusal, TenantRule, TierRule
 from tiermesh.router.scheduler import Scheduler
 
-TIERS = [TierRule("high", 1.0, 0.1), TierRule("low", 5.0, 0.1)]
-RULES = {"few": TenantRule(1.0, 99, 2)}
+TIERS = [TierRule("high", 99.0, 0.1), TierRule("low", 99.0, 0.1)]
+RULES = {"few": TenantRule(1.0, 99, 2), "one": TenantRule(1.0, 1, 999)}
 
 
-def draining(cost_per_s: float, *, tier: str = "high", waiting: int = 1, max_queued: int = 999) -> Scheduler:
+def draining(cost_per_s: float, *, tier: str = "high", waiting: int = 1) -> Scheduler:
     """At t = 0, with one slot that has been served to tenant `flood` for a minute; so many of its jobs of 10 wait."""
-    schedule = Scheduler(
-        TIERS, lambda name: RULES.get(name, TenantRule(1.0, 99, 999)), largest_cost=100.0, max_queued=max_queued
-    )
+    schedule = Scheduler(TIERS, lambda name: RULES.get(name, TenantRule(1.0, 99, 999)), largest_cost=100.0)
     schedule.slots = 1
     step_s = 10.0 / cost_per_s
     count = int(60 / step_s)
@@ -30,6 +28,19 @@ def draining(cost_per_s: float, *, tier: str = "high", waiting: int = 1, max_que
     return schedule
 
 
+def request(
+    number: int,
+    tenant: str,
+    tier: str,
+    deadline: float,
+    cost: float = 10.0,
+    service_s: float = 0.0,
+    first_s: float = 0.0,
+) -> Job:
+    """A job that can be known again."""
+    return Job(number, tenant, tier, cost, deadline, service_s, first_s, identity=number)
+
+
 def told(decisions: list[Decision]) -> float:
     """The retry delay of a refusal for want of capacity."""
     (decision,) = decisions
@@ -40,34 +51,91 @@ def told(decisions: list[Decision]) -> float:
 
 
 def test_a_flood_of_one_tenant_refuses_that_tenant_alone() -> None:
-    schedule = draining(20.0, waiting=100)  # 1000 tokens wait: 50 s
-    assert told(schedule.arrive(Job(1, "flood", "high", 10.0, 11.0), 1.0)) == 30.0
-    assert schedule.arrive(Job(2, "quiet", "high", 10.0, 11.0), 1.0) == []
+    schedule = draining(20.0, waiting=60)  # 600 tokens wait: 30 s
+    assert told(schedule.arrive(request(1, "flood", "high", 11.0), 1.0)) == pytest.approx(20.0, abs=1.5)
+    assert schedule.arrive(request(2, "quiet", "high", 11.0), 1.0) == []
 
 
 def test_the_excess_is_what_has_to_drain_first() -> None:
     schedule = draining(20.0, waiting=20)  # 200 tokens wait: about 10 s
-    assert told(schedule.arrive(Job(1, "flood", "high", 10.0, 5.0, service_s=1.0), 0.5)) == pytest.approx(6.5, abs=1.0)
+    delay_s = told(schedule.arrive(request(1, "flood", "high", 5.0, service_s=1.0), 0.5))
+    assert delay_s == pytest.approx(6.5, abs=1.0)
 
 
 def test_those_whom_a_full_queue_sends_away_come_back_in_turn() -> None:
     schedule = draining(20.0, waiting=1)
-    schedule.arrive(Job(1, "few", "high", 10.0, 1e9), 1.0)
-    schedule.arrive(Job(2, "few", "high", 10.0, 1e9), 1.0)
-    delays = [told(schedule.arrive(Job(number, "few", "high", 10.0, 1e9), 1.0)) for number in (3, 4, 5)]
-    # Half of 20 tokens per second are its own, so each job of 10 takes a second; the second tenant has one waiting.
-    assert delays == pytest.approx([1.0, 2.0, 3.0], rel=0.1)
-    assert told(schedule.arrive(Job(6, "few", "high", 10.0, 1e9), 3.0)) == pytest.approx(2.0, rel=0.2)
+    schedule.arrive(request(1, "few", "high", 1e9), 1.0)
+    schedule.arrive(request(2, "few", "high", 1e9), 1.0)
+    delays = [told(schedule.arrive(request(number, "few", "high", 1e9), 1.0)) for number in (3, 4)]
+    # Half of 20 tokens per second are its own, and a quarter of its queue of 20 is to have drained as well.
+    assert delays == pytest.approx([1.5, 2.5], rel=0.1)
 
 
-def test_no_delay_is_longer_than_half_a_minute_or_shorter_than_a_tenth_of_a_second() -> None:
+def test_no_delay_is_told_where_no_place_is_left() -> None:
+    """As many places as the tenant may have requests waiting, none further away than half a minute."""
     schedule = draining(20.0, waiting=1)
-    schedule.arrive(Job(1, "few", "high", 10.0, 1e9), 1.0)
-    schedule.arrive(Job(2, "few", "high", 10.0, 1e9), 1.0)
-    delays = [told(schedule.arrive(Job(number, "few", "high", 1.0, 1e9), 1.0)) for number in range(3, 700)]
-    assert delays[0] == pytest.approx(0.1, rel=0.1)
-    assert delays[-1] == 30.0
-    assert delays == sorted(delays)
+    schedule.arrive(request(1, "few", "high", 1e9), 1.0)
+    schedule.arrive(request(2, "few", "high", 1e9), 1.0)
+    refused = [schedule.arrive(request(number, "few", "high", 1e9), 1.0)[0] for number in range(3, 9)]
+    errors = [decision.error for decision in refused if isinstance(decision, Refusal)]
+    assert [error.retry_after_s is not None for error in errors] == [True, True, False, False, False, False]
+    assert "no place" in errors[-1].message
+    schedule = draining(20.0, waiting=100)  # 50 s
+    (refusal,) = schedule.arrive(request(1, "flood", "high", 11.0), 1.0)
+    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal.error, Overloaded)
+    assert refusal.error.retry_after_s is None
+
+
+def test_no_delay_is_told_for_an_answer_that_takes_longer_than_its_time() -> None:
+    schedule = draining(20.0, waiting=3)
+    (refusal,) = schedule.arrive(request(1, "flood", "high", 3.0, service_s=5.0), 1.0)
+    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal.error, Overloaded)
+    assert refusal.error.retry_after_s is None
+    assert "allow more time" in refusal.error.message
+
+
+def test_a_limit_of_the_tenant_s_own_tells_nothing_of_the_tier() -> None:
+    """One at a time, each for two seconds, while the tier has slots to spare: who waits does so for its own limit."""
+    schedule = draining(20.0, waiting=0)
+    schedule.slots = 50
+    for number in range(1, 22):
+        schedule.arrive(request(number, "one", "high", 1e9), 1.0)
+    schedule.decide(1.0)
+    for number in range(1, 20):
+        schedule.finish(number, 10.0, 1.0 + 2.0 * number)
+        assert schedule.decide(1.0 + 2.0 * number) == [Dispatch(number + 1)]
+    # Two of its jobs wait: two seconds each, at its own pace.
+    schedule.arrive(request(50, "one", "high", 1e9), 39.0)
+    assert told(schedule.arrive(request(51, "one", "high", 40.0), 39.0)) == pytest.approx(3.0, rel=0.1)
+    assert schedule.arrive(request(52, "one", "high", 46.0), 39.0) == [], "behind the one that is to come back"
+    # The tier goes on at 20 tokens per second where slots are what is missing.
+    schedule.slots = 0
+    for number in range(60, 80):
+        schedule.arrive(request(number, "other", "high", 1e9), 39.0)
+    assert told(schedule.arrive(request(81, "other", "high", 44.0), 39.0)) == pytest.approx(6.5, rel=0.2)
+
+
+def test_who_can_not_be_in_time_is_taken_as_long_as_late_ones_are_served() -> None:
+    """Late ones go last; while nothing is left for them, nobody is taken in to join them."""
+    tiers = [TierRule("only", 2.0, 0.1)]
+    schedule = Scheduler(tiers, lambda _: TenantRule(1.0, 99, 999), largest_cost=100.0)
+    schedule.slots = 1
+    number = 0
+    verdicts = []
+    for step in range(400):
+        now = 0.1 * step
+        for decision in schedule.decide(now):
+            if isinstance(decision, Dispatch):
+                schedule.finish(decision.job, 10.0, now + 0.1)
+        for _ in range(2 if 100 <= step < 200 else 1):  # twice the capacity for ten seconds
+            number += 1
+            refused = schedule.arrive(Job(number, "a", "only", 10.0, now + 30.0), now + 0.1)
+            verdicts.append((now, bool(refused)))
+    assert not any(refused for now, refused in verdicts if now < 11)
+    assert any(refused for now, refused in verdicts if 15 < now < 20)
+    assert not any(refused for now, refused in verdicts if now > 25)
 
 
 def test_what_became_hopeless_while_it_waited_is_refused_when_it_is_due() -> None:
@@ -92,12 +160,14 @@ def test_what_did_not_wait_is_tried_however_long_it_should_take() -> None:
 def test_a_low_tier_is_judged_by_its_own_rate() -> None:
     """Nothing of the high tier waits now, but it takes most of the slots: the low one's own rate tells."""
     schedule = draining(1.0, tier="low", waiting=5)  # 50 tokens at 1 per second
-    assert told(schedule.arrive(Job(1, "flood", "low", 10.0, 30.0), 5.0)) > 5.0
-    assert schedule.arrive(Job(2, "flood", "high", 10.0, 30.0), 5.0) == []
+    assert told(schedule.arrive(request(1, "flood", "low", 30.0), 5.0)) > 5.0
+    assert schedule.arrive(request(2, "flood", "high", 30.0), 5.0) == []
 
 
 def test_who_is_pushed_out_is_told_when_a_place_is_free_again() -> None:
-    schedule = draining(20.0, tier="low", waiting=3, max_queued=10**6)
-    schedule._max_queued = schedule.queued("low")
-    delay = told(schedule.arrive(Job(1, "a", "high", 10.0, 1e9), 1.0))
-    assert delay == pytest.approx(0.5, rel=0.1)
+    schedule = draining(20.0, tier="low", waiting=2)
+    schedule._max_queued = 3
+    schedule.arrive(request(1, "flood", "low", 1e9), 1.0)
+    (refusal,) = schedule.arrive(request(2, "a", "high", 1e9), 1.0)
+    assert refusal.job == 1
+    assert told([refusal]) == pytest.approx(0.75, rel=0.1), "its own turn, and a quarter of the two that wait"

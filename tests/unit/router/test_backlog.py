@@ -22,7 +22,7 @@ def test_on_time_by_key_then_late_by_key(jobs: list[tuple[float, float]], seed: 
     backlog = Backlog()
     waiting = {number: Waiting(key, number, 1.0, until) for number, (key, until) in enumerate(jobs)}
     for item in waiting.values():
-        backlog.push(item)
+        backlog.push(item, 0.0)
     now = 0.0
     while waiting:
         now += rng.uniform(0, 2)
@@ -30,18 +30,21 @@ def test_on_time_by_key_then_late_by_key(jobs: list[tuple[float, float]], seed: 
         assert backlog.first(now) == expected
         gone = rng.choice([expected.job, *waiting])
         del waiting[gone]
-        backlog.remove(gone)
+        backlog.remove(gone, now)
         assert len(backlog) == len(waiting)
         assert backlog.cost == pytest.approx(len(waiting))
+        late = sum(item.on_time_until < now for item in waiting.values())
+        assert (backlog.late, backlog.late_cost) == (late, late)
+        assert backlog.on_time_cost == len(waiting) - late
 
 
 def test_jobs_that_left_are_forgotten() -> None:
     backlog = Backlog()
-    backlog.push(Waiting(0.0, 0, 1.0, 1e9))
+    backlog.push(Waiting(0.0, 0, 1.0, 1e9), 3.0)
     for number in range(1, 5000):
-        backlog.push(Waiting(float(number), number, 1.0, float(number % 7)))
+        backlog.push(Waiting(float(number), number, 1.0, float(number % 7)), 3.0)
         backlog.first(3.0)
-        backlog.remove(number)
+        backlog.remove(number, 3.0)
     assert len(backlog._turns) + len(backlog._late) + len(backlog._heap) < 400
 
 

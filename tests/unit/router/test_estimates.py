@@ -27,13 +27,37 @@ def test_medians_and_means() -> None:
     assert mean.value == 2.0
 
 
-def test_the_drain_rate_counts_time_with_work_waiting_only() -> None:
-    rate = DrainRate()
-    rate.add(100.0, 0.0)
-    assert rate.per_s is None
+def test_the_drain_rate_is_that_of_the_last_while_of_waiting() -> None:
+    rate = DrainRate(half_life_s=10.0, least=16.0)
+    rate.left(100.0)
+    assert rate.seconds(20.0) == 0.0, "nothing is known before a second of waiting"
     for _ in range(200):
-        rate.add(10.0, 0.5)
-    assert rate.per_s == pytest.approx(20.0, rel=0.05)
+        rate.waited(0.5)
+        rate.left(10.0)
+    assert rate.seconds(20.0) == pytest.approx(1.0, rel=0.05)
+    for _ in range(100):
+        rate.waited(0.5)
+        rate.left(20.0)
+    assert rate.seconds(20.0) == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_slow_drain_remembers_what_left_longer_than_its_half_life() -> None:
+    """One in 50 s, half of them ten times as large: the last alone would be wrong by a factor of five."""
+    rate = DrainRate(half_life_s=10.0, least=16.0)
+    for number in range(64):
+        rate.waited(50.0)
+        rate.left(10.0 if number % 2 else 100.0)
+    assert rate.seconds(55.0) == pytest.approx(50.0, rel=0.1)
+
+
+def test_a_drain_that_gives_nothing_is_told_from_an_unknown_one() -> None:
+    rate = DrainRate()
+    rate.waited(0.9)
+    assert not rate.stuck
+    rate.waited(0.2)
+    assert rate.stuck
+    rate.left(1.0)
+    assert not rate.stuck
 
 
 @settings(max_examples=200, deadline=None)

@@ -47,7 +47,7 @@ class Core:
         scheduler = Scheduler([TierRule("standard", 0.2, 0.1)], self._rule, largest_cost=4096.0)
         self.slots = Slots(scheduler, clock, shared.permits.changed)
         scheduler.slots = 100
-        shared.permits.serve(scheduler.demand, self.slots.turn)
+        shared.permits.serve(scheduler.demand, scheduler.reconsider, self.slots.turn)
 
     def _rule(self, tenant: str) -> TenantRule:
         held = self.shared.permits.most(tenant)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tiermesh.common.errors import DeadlineExceeded, NoWorkers, Overloaded
@@ -51,6 +52,8 @@ class Model:
         self.waiting: set[int] = set()
         self.running: set[int] = set()
         self.outcomes: dict[int, str] = {}
+        self.told: list[tuple[float, Job]] = []
+        """Who was told when to come back."""
         self.most_running = 0
         self.passed_over = dict.fromkeys((tier.name for tier in TIERS), 0.0)
         """Cost that others were given since a tier began to wait."""
@@ -69,9 +72,9 @@ class Model:
             else:
                 if isinstance(decision.error, DeadlineExceeded):
                     assert self.jobs[decision.job].deadline <= self.now, "only what is late is called late"
-                else:
-                    assert decision.error.retry_after_s is not None
-                    assert 0 < decision.error.retry_after_s <= 30
+                elif (delay_s := decision.error.retry_after_s) is not None:
+                    assert 0 < delay_s <= 30
+                    self.told.append((self.now + delay_s, self.jobs[decision.job]))
                 self.outcomes[decision.job] = "refused"
             self.check_gaps()
 
@@ -91,6 +94,8 @@ class Model:
     def check_gaps(self) -> None:
         gaps = {}
         for tier in TIERS:
+            if not eligible_waiting(self, tier.name):
+                self.passed_over[tier.name] = 0.0  # its wait is over, also where the last of it was cancelled
             for a, b in itertools.combinations(sorted(eligible_waiting(self, tier.name)), 2):
                 gap = self.service.get((tier.name, a), 0.0) - self.service.get((tier.name, b), 0.0)
                 low, high = self.gaps.get((tier.name, a, b), (gap, gap))
@@ -118,11 +123,25 @@ class Model:
     def arrive(
         self, tenant: str, tier: str, cost: float, patience_s: float, actual: float, service_s: float = 0.0
     ) -> None:
-        new = Job(len(self.jobs), tenant, tier, cost, self.now + patience_s, service_s)
+        number = len(self.jobs)
+        self.come(Job(number, tenant, tier, cost, self.now + patience_s, service_s, identity=number + 1), actual)
+
+    def come(self, new: Job, actual: float) -> None:
         self.jobs[new.number] = new
         self.actual[new.number] = actual
         self.waiting.add(new.number)
+        would = self.scheduler.would_take(new, self.now)
         self.take(self.scheduler.arrive(new, self.now))
+        assert would == (self.outcomes.get(new.number) != "refused"), "a dry run tells what will be"
+
+    def come_back(self, pick: int, early: bool) -> None:
+        """Somebody who was told when, or before that."""
+        if self.told:
+            due, old = self.told.pop(pick % len(self.told))
+            self.now = self.now if early else max(self.now, due)
+            self.settle()
+            again = replace(old, number=len(self.jobs), deadline=self.now + 10.0)
+            self.come(again, self.actual[old.number])
 
     def finish(self, pick: int) -> None:
         if self.running:
@@ -160,6 +179,7 @@ STEPS = st.one_of(
         COSTS,
         st.floats(0, 5),
     ),
+    st.tuples(st.just("come_back"), st.integers(0, 9), st.booleans()),
     st.tuples(st.just("finish"), st.integers(0, 9)),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("wait"), st.floats(0, 3)),
@@ -185,6 +205,7 @@ def test_whatever_happens_the_invariants_hold(steps: list[tuple], max_queued: in
 
 
 @settings(max_examples=200, deadline=None)
+@example(135, 7, 0.3, 5.0)  # a tier whose only job is cancelled, and that waits again at once
 @given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([0.0, 0.3]), st.sampled_from([5.0, 60.0]))
 def test_under_lasting_overload_the_bounds_hold(seed: int, slots: int, error: float, least: float) -> None:
     """200 long workloads with all queues full, where the bounds are near: limits, weights and errors as they come.
@@ -290,11 +311,10 @@ def test_inside_a_tenant_what_came_first_goes_first() -> None:
 
 def drained(cost: float, seconds: float) -> Scheduler:
     """A scheduler that has seen this much cost finish per second while a job waited."""
-    schedule = scheduler()
-    schedule.arrive(job(0, cost=cost), 0.0)
-    schedule.decide(0.0)
-    schedule.arrive(job(1, cost=cost), 0.0)
-    schedule.arrive(job(2, cost=cost), 0.0)
+    schedule = Scheduler([TierRule("slow", 99.0, 0.2)], lambda _: FREE, largest_cost=C_MAX)
+    schedule.slots = 1
+    for number in range(3):
+        schedule.arrive(job(number, tier="slow", cost=cost), 0.0)
     schedule.decide(0.0)
     schedule.finish(0, cost, seconds)
     schedule.decide(seconds)
@@ -303,11 +323,11 @@ def drained(cost: float, seconds: float) -> Scheduler:
 
 def test_what_can_not_be_done_in_time_is_refused_with_the_excess_as_delay() -> None:
     schedule = drained(cost=50, seconds=5.0)  # 10 tokens per second; 50 wait
-    (refusal,) = schedule.arrive(Job(9, "a", "high", 10, deadline=5.0 + 4.0, service_s=1.0), 5.0)
+    (refusal,) = schedule.arrive(Job(9, "a", "slow", 10, deadline=5.0 + 4.0, service_s=1.0, identity=9), 5.0)
     assert isinstance(refusal, Refusal)
     assert isinstance(refusal.error, Overloaded)
     assert refusal.error.retry_after_s == pytest.approx(5.0 + 1.0 - 4.0, rel=0.1)
-    assert schedule.arrive(Job(10, "a", "high", 10, deadline=5.0 + 8.0, service_s=1.0), 5.0) == []
+    assert schedule.arrive(Job(10, "b", "slow", 10, deadline=5.0 + 8.0, service_s=1.0), 5.0) == []
 
 
 def test_an_idle_scheduler_refuses_nobody_on_a_guess() -> None:
@@ -355,3 +375,20 @@ def test_all_may_be_refused_at_once() -> None:
     decisions = schedule.refuse_all(NoWorkers("gone"))
     assert sorted(decision.job for decision in decisions) == [0, 1, 2]
     assert schedule.decide(1e12) == []
+
+
+def test_another_limit_of_a_tenant_counts_from_the_reload_on() -> None:
+    rules = {"a": TenantRule(1.0, 1, 99)}
+    schedule = scheduler(rules, slots=9)
+    for number in range(5):
+        schedule.arrive(job(number), 0.0)
+    assert [decision.job for decision in schedule.decide(0.0)] == [0]
+    rules["a"] = TenantRule(1.0, 3, 99)
+    schedule.configure(TIERS, 0.0)
+    assert [decision.job for decision in schedule.decide(0.0)] == [1, 2]
+    rules["a"] = TenantRule(1.0, 2, 99)
+    schedule.configure(TIERS, 0.0)
+    schedule.finish(0, 1.0, 0.0)
+    assert schedule.decide(0.0) == []
+    schedule.finish(1, 1.0, 0.0)
+    assert [decision.job for decision in schedule.decide(0.0)] == [3]
