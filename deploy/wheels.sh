@@ -28,7 +28,10 @@ mkdir -p wheels/app
 for service; do
     rm -rf "wheels/$service"
     mkdir -p "wheels/$service"
-    "$python" -m pip wheel --quiet --wheel-dir "wheels/$service" "$(echo wheels/app/tiermesh-*.whl)[$service]"
+    # Up to Python 3.11.2, which Debian 12 has, redis wants a wheel more than the Python here may ask for.
+    more=
+    [ "$service" != router ] || more=async-timeout
+    "$python" -m pip wheel --quiet --wheel-dir "wheels/$service" "$(echo wheels/app/tiermesh-*.whl)[$service]" $more
     # Ours lies in wheels/app alone: a change of the code then leaves the layer of the dependencies as it was.
     rm "wheels/$service"/tiermesh-*.whl
     du -sh "wheels/$service"
