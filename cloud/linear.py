@@ -44,12 +44,14 @@ def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def is_half(weight: Tensor) -> bool:
-    """Whether float16 holds a float32 weight [out, in]: no row moves, in norm, by more than float32's own rounding.
+    """Whether float16 holds a float32 weight [out, in] as well as float32 can multiply by it.
 
-    So it is for what was stored as float16, and as bfloat16 but for elements below 8e-6 next to far larger ones.
+    No row may move, in norm, by more than a float32 sum of as many terms is expected to be off: √in units of roundoff
+    (Higham & Mary 2019). So it is for what was stored as float16, and as bfloat16 where few elements are below 8e-6.
     """
     parts = weight.split(max(1, _CHECKED // weight.shape[1]))
-    return all(bool((_error(part) <= _ROUNDING * part.norm(dim=1)).all()) for part in parts)
+    most = _ROUNDING * weight.shape[1] ** 0.5
+    return all(bool((_error(part) <= most * part.norm(dim=1)).all()) for part in parts)
 
 
 def _error(rows: Tensor) -> Tensor:

@@ -186,8 +186,9 @@ class FairQueue:
 
     def _leave(self, tenant: str) -> None:
         self._joining.discard(tenant)
-        self._level.discard(tenant)
-        self._last = tenant
+        if tenant in self._level:  # else its counter was never lifted, and says nothing of where the others stand
+            self._level.discard(tenant)
+            self._last = tenant
 
     def _lift(self) -> None:
         least = self._least() or self._last

@@ -205,6 +205,7 @@ def test_whatever_happens_the_invariants_hold(steps: list[tuple], max_queued: in
 
 
 @settings(max_examples=200, deadline=None)
+@example(2**31 + 1, 5, 0.0, 5.0)  # a tenant that waits, and leaves before its turn was due
 @example(135, 7, 0.3, 5.0)  # a tier whose only job is cancelled, and that waits again at once
 @given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([0.0, 0.3]), st.sampled_from([5.0, 60.0]))
 def test_under_lasting_overload_the_bounds_hold(seed: int, slots: int, error: float, least: float) -> None:
