@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tiermesh import Answer, AsyncClient, Quality
-from tiermesh.common import wire
+from tiermesh.common import wire, wire_events
 from tiermesh.common.types import Event, Origin, Request, Tokens
 from tiermesh.supervise import ANY_PORTS, Mesh
 from tiermesh.v1 import inference_pb2 as pb
@@ -125,7 +125,7 @@ def _serialization(repeats: int = 2000) -> Figures:
         wire.request_from(pb.GenerateRequest.FromString(wire.request_to(request).SerializeToString()))
 
     def event_there_and_back() -> None:
-        wire.event_from(pb.GenerateResponse.FromString(wire.event_to(event).SerializeToString()))
+        wire_events.event_from(pb.GenerateResponse.FromString(wire_events.event_to(event).SerializeToString()))
 
     return {
         "serialization of a request": _ms(_times(request_there_and_back, repeats)),

@@ -13,7 +13,7 @@ import grpc
 from tiermesh.v1 import inference_pb2 as pb
 from tiermesh.v1 import inference_pb2_grpc
 
-from . import wire
+from . import wire, wire_events
 from .errors import InternalError, TiermeshError
 from .patient_writer import STALLED_S, PatientWriter
 from .rpc_errors import abort
@@ -109,10 +109,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 async for told in events:
                     ready = told if isinstance(told, tuple) else (told,)
                     if request.together:
-                        await writer.write(wire.events_to(ready))
+                        await writer.write(wire_events.events_to(ready))
                     else:
                         for event in ready:
-                            await writer.write(wire.event_to(event))
+                            await writer.write(wire_events.event_to(event))
         except TiermeshError as error:
             await abort(context, error)
         except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):

@@ -1,11 +1,10 @@
-"""Proto ⇄ our types: requests and answers (`wire_frames.py` has the relay's frames).
+"""Proto ⇄ our types: requests, scores, what they share (`wire_events.py` has answers, `wire_frames.py` the relay).
 
 Reading checks only what the wire itself allows; `validate.py` checks the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
 
 from tiermesh.v1 import inference_pb2 as ipb
@@ -215,63 +214,6 @@ def top_logprobs_from(pbs: Any) -> tuple[t.TopLogprobs, ...]:
 def top_logprobs_to(places: tuple[t.TopLogprobs, ...]) -> list[tpb.TopLogprobs]:
     """A repeated field of TopLogprobs."""
     return [tpb.TopLogprobs(ids=[i for i, _ in top], logprobs=[x for _, x in top]) for top in places]
-
-
-def event_from(pb: ipb.GenerateResponse) -> t.Event:
-    """Raises InvalidRequest for an event that this version does not know."""
-    kind = pb.WhichOneof("event")
-    if kind == "tokens":
-        tokens = pb.tokens
-        origin = enum_from(FROM_ORIGIN, tokens.origin, "origin")
-        top = top_logprobs_from(tokens.top_logprobs)
-        return t.Tokens(tuple(tokens.ids), tokens.text, origin, tuple(tokens.logprobs), tokens.degraded, top)
-    if kind == "started":
-        started = pb.started
-        quality = enum_from(FROM_QUALITY, started.quality, "quality")
-        return t.Started(started.request_id, started.model, started.tier, quality)
-    if kind == "finished":
-        finished = pb.finished
-        reason = enum_from(FROM_FINISH, finished.reason, "reason")
-        return t.Finished(reason, usage_from(finished.usage), timings_from(finished.timings))
-    raise InvalidRequest("an event of an unknown kind came; the server speaks a newer protocol")
-
-
-def event_to(event: t.Event) -> ipb.GenerateResponse:
-    """One streamed message."""
-    match event:
-        case t.Tokens():
-            tokens = ipb.Tokens(
-                ids=event.ids,
-                text=event.text,
-                origin=ORIGIN[event.origin],
-                logprobs=event.logprobs,
-                degraded=event.degraded,
-                top_logprobs=top_logprobs_to(event.top_logprobs),
-            )
-            return ipb.GenerateResponse(tokens=tokens)
-        case t.Started():
-            started = ipb.Started(
-                request_id=event.request_id, model=event.model, tier=event.tier, quality=QUALITY[event.quality]
-            )
-            return ipb.GenerateResponse(started=started)
-        case t.Finished():
-            finished = ipb.Finished(
-                reason=FINISH[event.reason], usage=usage_to(event.usage), timings=timings_to(event.timings)
-            )
-            return ipb.GenerateResponse(finished=finished)
-
-
-def events_from(pb: ipb.GenerateResponse) -> tuple[t.Event, ...]:
-    """All events of a message, in order. Raises InvalidRequest as `event_from`."""
-    return event_from(pb), *map(event_from, pb.then)
-
-
-def events_to(events: Sequence[t.Event]) -> ipb.GenerateResponse:
-    """Events that are ready at once, at least one, as one message."""
-    first = event_to(events[0])
-    if len(events) > 1:
-        first.then.extend(map(event_to, events[1:]))
-    return first
 
 
 def score_request_from(pb: ipb.ScoreRequest) -> t.ScoreRequest:

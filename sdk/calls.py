@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from tiermesh.common import wire
+from tiermesh.common import wire, wire_events
 from tiermesh.common.errors import InternalError, TiermeshError, Unavailable
 from tiermesh.common.rpc_errors import from_rpc_error, has_details
 from tiermesh.common.types import Event, Finished, ModelInfo, Prompt, Request, ScoreRequest, Scores
@@ -47,7 +47,7 @@ class Calls:
         finished = False
         try:
             async for message in call:
-                for event in wire.events_from(message):
+                for event in wire_events.events_from(message):
                     finished = isinstance(event, Finished)
                     yield event
         except grpc.RpcError as exc:

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tiermesh.common import wire
+from tiermesh.common import wire, wire_events
 from tiermesh.common.admin_servicer import AdminServicer
 from tiermesh.common.clock import MonotonicClock
 from tiermesh.common.config import MeshConfig, TenantConfig, default_mesh
@@ -217,7 +217,7 @@ class Client:
         call = self.stub.Generate(wire.request_to(request), metadata=metadata, timeout=timeout_s)
         try:
             async for message in call:
-                yield wire.event_from(message)
+                yield wire_events.event_from(message)
         except grpc.RpcError as exc:
             raise from_rpc_error(exc) from exc
         finally:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tiermesh.common import wire
+from tiermesh.common import wire, wire_events
 from tiermesh.common.errors import ConfigError, DeadlineExceeded, Unauthenticated, Unavailable
 from tiermesh.common.frames import CloseReason
 from tiermesh.common.types import Finished, FinishReason, Origin, Request, Sampling, Started, Tokens
@@ -62,7 +62,7 @@ async def test_a_hit_is_one_message_for_whoever_takes_events_together(
     asked = wire.request_to(Request("hello", 12))
     asked.together = together
     call = router.client.stub.Generate(asked, metadata=[("authorization", "Bearer demo-key")])
-    heard = [wire.events_from(message) async for message in call]
+    heard = [wire_events.events_from(message) async for message in call]
     assert len(heard) == messages
     started, tokens, finished = (event for events in heard for event in events)
     assert isinstance(started, Started)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tiermesh.common import wire
+from tiermesh.common import wire, wire_events
 from tiermesh.common.errors import Draining, Unavailable
 from tiermesh.common.frames import Hello, Open, SessionMode
 from tiermesh.common.keys import key_hash
@@ -146,7 +146,7 @@ async def test_a_router_lives_reloads_and_drains(
 
         await eventually(drains)
         worker.gate.set()
-        events = [wire.event_from(message) async for message in call]
+        events = [wire_events.event_from(message) async for message in call]
         assert sum(len(event.ids) for event in events[1:-1]) == 6
     assert await router.process.wait() == 0
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tiermesh.common import frames as f
 from tiermesh.common import types as t
-from tiermesh.common import wire, wire_frames
+from tiermesh.common import wire, wire_events, wire_frames
 from tiermesh.common.errors import InvalidRequest, Overloaded, TiermeshError
 from tiermesh.v1 import inference_pb2, relay_pb2, types_pb2
 
@@ -111,14 +111,14 @@ def test_scores_survive(scores: t.Scores) -> None:
 
 @given(EVENTS)
 def test_events_survive(event: t.Event) -> None:
-    pb = inference_pb2.GenerateResponse.FromString(wire.event_to(event).SerializeToString())
-    assert wire.event_from(pb) == event
+    pb = inference_pb2.GenerateResponse.FromString(wire_events.event_to(event).SerializeToString())
+    assert wire_events.event_from(pb) == event
 
 
 @given(st.lists(EVENTS, min_size=1, max_size=4))
 def test_events_survive_together(events: list[t.Event]) -> None:
-    pb = inference_pb2.GenerateResponse.FromString(wire.events_to(events).SerializeToString())
-    assert wire.events_from(pb) == tuple(events)
+    pb = inference_pb2.GenerateResponse.FromString(wire_events.events_to(events).SerializeToString())
+    assert wire_events.events_from(pb) == tuple(events)
 
 
 @given(UP_FRAMES)
