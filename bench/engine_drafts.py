@@ -10,14 +10,14 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from ..cloud.engine import EngineConfig
+from ..cloud.meter import EngineLoad
 from ..cloud.request import Choice
 from ..cloud.runner import Outcome
 from ..cloud.scheduler import Work
 from ..common.text import Text
 from ..common.types import Sampling
-from .apart import Apart
 from .engine_claims import Claim, Setting
-from .engine_served import Served, uniform
+from .engine_served import Served, on_cpu, uniform
 from .kit import paired_ratio
 from .tree import ROOT
 
@@ -120,22 +120,21 @@ def _edited(given: Setting) -> Claim:
 def _in_vain(given: Setting, streams: int) -> Claim:
     """Seconds with drafts ÷ without, on text sampled at temperature 1, which rarely says three ids twice."""
     requests = uniform(streams, (given.few(64, 16),) * 2, (given.few(192 if streams == 1 else 64, 16),) * 2, seed=3)
-    pool = streams * 512
+    # One model in one process, and an engine of its own for each run: between two processes, threads and memory differ
+    # by more than what is measured.
+    text, runner = Text(given.model), on_cpu(given.model, streams * 512)
+    loads: dict[bool, EngineLoad] = {}
 
-    def config(ngram_drafts: bool) -> EngineConfig:
-        return EngineConfig(slots=streams, ngram_drafts=ngram_drafts)
+    def seconds_per_token(ngram_drafts: bool) -> float:
+        with Served(runner, text, EngineConfig(slots=streams, ngram_drafts=ngram_drafts)) as ours:
+            rate = ours.rate(requests, _sampled)
+            loads[ngram_drafts] = ours.load
+        return 1 / rate
 
-    # In a process of its own each, as a worker is.
-    with (
-        Served.model(given.model, config(True), pool) as on,
-        Apart(Served.model, given.model, config(False), pool) as off,
-    ):
-        cost = paired_ratio(
-            lambda: 1 / on.rate(requests, _sampled),
-            lambda: 1 / off.rate(requests, _sampled),
-            pairs=given.few(3, 1) * given.pairs,
-        )
-        load = on.load
+    cost = paired_ratio(
+        lambda: seconds_per_token(True), lambda: seconds_per_token(False), pairs=given.few(8, 1) * given.pairs
+    )
+    load = loads[True]
     tokens = load.rows["decode"] + load.rows["draft"]
     facts = {"drafted": load.drafted, "accepted": load.accepted, "decoded_rows": tokens, "temperature": 1.0}
     what = f"nothing to copy, {streams} stream{'s' * (streams > 1)}: time with drafts ÷ without"

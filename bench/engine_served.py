@@ -93,6 +93,11 @@ class Stream:
             raise TiermeshError(f"a stream gave {len(self.ids)} ids in {_PATIENCE_S:g} s")
 
 
+def on_cpu(directory: Path, pool_tokens: int) -> ModelRunner:
+    """A model directory's runner on the CPU in float32."""
+    return ModelRunner.load(directory, Placement(torch.device("cpu"), torch.float32), pool_tokens)
+
+
 class Served:
     """A running engine. `with` ends its thread."""
 
@@ -104,8 +109,7 @@ class Served:
     @classmethod
     def model(cls, directory: Path, config: EngineConfig, pool_tokens: int) -> Self:
         """Serves a model directory on the CPU in float32."""
-        runner = ModelRunner.load(directory, Placement(torch.device("cpu"), torch.float32), pool_tokens)
-        return cls(runner, Text(directory), config)
+        return cls(on_cpu(directory, pool_tokens), Text(directory), config)
 
     def __enter__(self) -> Self:
         return self

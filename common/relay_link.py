@@ -69,6 +69,8 @@ class LinkSession:
         self._frames: deque[SessionFrame] = deque()
         self._error: TiermeshError | None = None
         self._wake = asyncio.Event()
+        self._given = float("-inf")
+        """When tokens were given last, by the event loop's clock."""
         self._open = False
 
     @property
@@ -92,14 +94,31 @@ class LinkSession:
         """Sends a draft. Raises Unavailable when the link is down."""
         self._link._send(Ask(self._id, self._attempt, position, tuple(draft_ids), tuple(alone_ids), hand_over))
 
-    async def receive(self) -> SessionFrame:
-        """The next frame; raises the session's error, or Unavailable when the stream broke."""
+    async def receive(self, gap_s: float = 0.0) -> SessionFrame:
+        """The next frame; raises the session's error, or Unavailable when the stream broke.
+
+        Tokens come no sooner than `gap_s` after those before, unless something else stands behind them.
+        """
         while not self._frames:
             if self._error is not None:
                 raise self._error
             self._wake.clear()
             await self._wake.wait()
+        if gap_s and isinstance(self._frames[0], RelayTokens):
+            await self._gather(gap_s)
         return self._frames.popleft()
+
+    async def _gather(self, gap_s: float) -> None:
+        """Lets tokens join those that wait, which wakes nobody; what can't join them does."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._given + gap_s and len(self._frames) == 1 and self._error is None:
+            self._wake.clear()
+            timer = loop.call_at(self._given + gap_s, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                timer.cancel()
+        self._given = loop.time()
 
     def close(self, reason: CloseReason) -> None:
         """Ends the session; safe at any time, any number of times."""

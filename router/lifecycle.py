@@ -1,8 +1,9 @@
-"""What runs beside the requests: health that follows the workers, policies renewed."""
+"""What runs beside the requests: health that follows the workers, policies renewed, streams paced."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 
 from ..common.rpc import RpcServer
@@ -13,6 +14,7 @@ from .service import RouterService
 _log = get_logger()
 
 _DRAIN_POLL_S = 0.02
+_PACE_S = 0.05
 _LAST_WORDS_S = 0.5
 """For what has ended to reach its client; then streams of edge nodes break."""
 
@@ -42,6 +44,14 @@ async def drain(service: RouterService, server: RpcServer) -> None:
     _log.info("drained", cut_short=service.busy)
     await service.end_all()
     await server.stop(_LAST_WORDS_S)
+
+
+async def pace_streams(service: RouterService) -> None:
+    """Lets streams hear less often while this thread has little time left."""
+    while True:
+        began, worked = time.perf_counter(), time.thread_time()
+        await asyncio.sleep(_PACE_S)
+        service.pace.worked((time.thread_time() - worked) / (time.perf_counter() - began))
 
 
 async def renew_policies(service: RouterService) -> None:

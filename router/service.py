@@ -22,6 +22,7 @@ from .explain import Explainer
 from .nodes import Nodes
 from .operated import Operations
 from .orders import Order, order_of
+from .pace import Pace
 from .unary import Unary
 
 _log = get_logger()
@@ -72,6 +73,11 @@ class RouterService:
     def renew_policies(self) -> None:
         """Tells the nodes again what they may do, before it runs out."""
         self._nodes.tell_all()
+
+    @property
+    def pace(self) -> Pace:
+        """Of the streams; to be told how much the thread works."""
+        return self._core.parts.dispatcher.pace
 
     @property
     def drain_s(self) -> float:
