@@ -7,8 +7,7 @@ cancelled follower never cancels the others, and neither does the one who happen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +17,8 @@ from ..common.types import Event, Tokens
 
 _log = get_logger()
 
-Source = Callable[["Flight"], AsyncGenerator[Event, None]]
-"""Makes the stream of a flight; it may ask the flight for its deadline as it goes."""
+Source = Callable[["Flight"], Awaitable[None]]
+"""Tells a flight its events, to the end; it may ask the flight for its deadline as it goes."""
 
 
 class Reader:
@@ -98,9 +97,15 @@ class Flight:
         """The latest deadline of those who still listen; a moment long past when nobody does."""
         return max((reader.deadline for reader in self._readers), default=float("-inf"))
 
-    def start(self, stream: AsyncGenerator[Event, None]) -> None:
-        """Begins to read the stream in a task of its own."""
-        self._task = asyncio.create_task(self._run(stream))
+    def start(self, source: Source) -> None:
+        """Begins, in a task of its own."""
+        self._task = asyncio.create_task(self._run(source))
+
+    def tell(self, event: Event) -> None:
+        """One more event for all who listen, now or later."""
+        self.items.append(event)
+        for reader in self._readers:
+            reader.wake()
 
     def reader(self, deadline: float) -> Reader:
         """A new listener."""
@@ -119,13 +124,9 @@ class Flight:
         self._task.cancel()
         return asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run(self, stream: AsyncGenerator[Event, None]) -> None:
+    async def _run(self, source: Source) -> None:
         try:
-            async with aclosing(stream):
-                async for item in stream:
-                    self.items.append(item)
-                    for reader in self._readers:
-                        reader.wake()
+            await source(self)
         except TiermeshError as error:
             self.error = error
         except Exception:  # noqa: BLE001 - the top of a task; logged
@@ -151,13 +152,13 @@ class Flights:
         return key in self._flights
 
     def join(self, key: Hashable, deadline: float, source: Source) -> Reader:
-        """Listens to the flight of a key, which begins now if there is none. `source` may refuse by raising."""
+        """Listens to the flight of a key, which begins now if there is none."""
         flight = self._flights.get(key)
         if flight is not None:
             return flight.reader(deadline)
         flight = Flight(lambda: self._drop(key, flight))
         reader = flight.reader(deadline)
-        flight.start(source(flight))
+        flight.start(source)
         self._flights[key] = flight
         return reader
 

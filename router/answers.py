@@ -103,7 +103,7 @@ class Answers:
         reader = self._flights.join(
             self._name(order, key),
             order.deadline,
-            lambda flight: Computation(self._parts, order, key, model, flight).events(),
+            lambda flight: Computation(self._parts, order, key, model, flight).run(),
         )
         if not reader.leads:
             self._parts.metrics.cache.looked_up("joined")

@@ -7,8 +7,6 @@ ids that were heard, at the same seed: the text is the one that the leader would
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import replace
 
 from ..cache.entry import Entry
@@ -18,7 +16,7 @@ from ..cache.port import Ending, Follower, Lead
 from ..cache.recorder import Recorder
 from ..common.errors import DeadlineExceeded
 from ..common.frames import RelayTokens
-from ..common.types import Event, Finished, Quality, Started, Timing, Tokens
+from ..common.types import Finished, Quality, Started, Timing, Tokens
 from .cache_metrics import Lookup
 from .dispatch import Work
 from .jobs import Job
@@ -39,7 +37,6 @@ class Computation:
         self._key = key
         self._flight = flight
         self._model = model
-        self._started = Started(order.request.request_id, model, order.request.tier, Quality.EXACT)
         self._begun = parts.clock.now()
         self._work = Work(order.request, order.tenant.name, lambda: flight.deadline)
         self._lead: Lead | None = None
@@ -47,8 +44,8 @@ class Computation:
         self._told = False
         """Whether the flight has begun to tell, and won't be refused any more."""
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """Started, Tokens…, Finished; the bill is that of whoever computes."""
+    async def run(self) -> None:
+        """Tells Started, Tokens…, Finished; the bill is that of whoever computes."""
         found: Entry | Lead | Follower | None = None
         order = self._order
         if order.shared and order.tenant.cache_exact:
@@ -56,51 +53,42 @@ class Computation:
             self._parts.metrics.cache.looked_up(_kind(found))
         try:
             if isinstance(found, Entry):
-                await self._reserve(0)
-                for event in self._hit(found):
-                    yield event
+                await self._hit(found)
                 return
             if isinstance(found, Lead):
                 self._lead = found
-            elif found is not None:
-                async with aclosing(self._follow(found)) as told:
-                    async for event in told:
-                        yield event
-                        if isinstance(event, Finished):
-                            return
-            async with aclosing(self._compute()) as events:
-                async for event in events:
-                    yield event
+            elif found is not None and await self._follow(found):
+                return
+            await self._compute()
         finally:
             if self._lead is not None:
                 await asyncio.shield(self._lead.abandon())
 
-    def _hit(self, entry: Entry) -> tuple[Event, ...]:
-        took = Timing("router", "cache", self._parts.clock.now() - self._begun)
-        return self._started, entry.tokens(), Finished(entry.reason, entry.hit_usage(), (took,))
-
-    async def _follow(self, follower: Follower) -> AsyncGenerator[Event, None]:
-        """What another router tells, to its end; or until this one has to go on, in the lead or alone."""
+    async def _hit(self, entry: Entry) -> None:
         await self._reserve(0)
-        self._told = True
-        yield self._started
+        took = Timing("router", "cache", self._parts.clock.now() - self._begun)
+        self._start()
+        self._flight.tell(entry.tokens())
+        self._flight.tell(Finished(entry.reason, entry.hit_usage(), (took,)))
+
+    async def _follow(self, follower: Follower) -> bool:
+        """What another router tells. Whether that is all; else this one goes on, in the lead or alone."""
+        await self._reserve(0)
+        self._start()
         try:
-            while True:
-                told = await follower.next()
-                if isinstance(told, Tokens):
-                    self._work.ids += told.ids
-                    self._work.shown_bytes += len(told.text.encode())
-                    yield told
-                elif isinstance(told, Ending):
-                    yield Finished(told.reason, replace(told.usage, billed_tokens=0))
-                    return
-                else:
-                    self._lead = told
-                    return
+            while isinstance(told := await follower.next(), Tokens):
+                self._work.ids += told.ids
+                self._work.shown_bytes += len(told.text.encode())
+                self._flight.tell(told)
+            if isinstance(told, Ending):
+                self._flight.tell(Finished(told.reason, replace(told.usage, billed_tokens=0)))
+                return True
+            self._lead = told
+            return False
         finally:
             await asyncio.shield(follower.leave())
 
-    async def _compute(self) -> AsyncGenerator[Event, None]:
+    async def _compute(self) -> None:
         """A slot, the answer or the rest of it from the pool, the bill, the cache."""
         parts = self._parts
         prompt, expected = expected_tokens(parts, self._order, self._model)
@@ -109,8 +97,7 @@ class Computation:
         ticket: Ticket | None = None
         try:
             ticket = parts.slots.submit(self._job(prompt, expected, self._order.deadline))
-            if not self._told:
-                yield self._started
+            self._start()
             try:
                 await ticket.wait()
             except DeadlineExceeded:
@@ -120,33 +107,36 @@ class Computation:
                 ticket = parts.slots.submit(self._job(prompt, expected, self._flight.deadline))
                 await ticket.wait()
             meter.dispatched()
-            async with aclosing(self._answer(meter)) as events:
-                async for event in events:
-                    yield event
+            await self._answer(meter)
         finally:
             if ticket is not None:
                 ticket.release(meter.cost)
             if self._reservation is not None:
                 parts.limits.settle(self._reservation, meter.used)
 
-    async def _answer(self, meter: Meter) -> AsyncGenerator[Event, None]:
+    async def _answer(self, meter: Meter) -> None:
         """From the pool. A client that has heard the end may ask again at once, and finds the answer in the cache."""
         recorder = Recorder()
-        async with aclosing(self._parts.dispatcher.answer(self._work)) as frames:
-            async for frame in frames:
-                if isinstance(frame, RelayTokens):
-                    meter.tokens(len(frame.ids))
-                    top = frame.top_logprobs
-                    tokens = Tokens(frame.ids, frame.text, frame.origin, frame.logprobs, top_logprobs=top)
-                    if self._lead is not None:
-                        self._lead.add(tokens)
-                    elif self._order.kept:
-                        recorder.add(tokens)
-                    yield tokens
-                else:
-                    finished = meter.finished(frame, self._work)
-                    await self._keep(recorder, finished)
-                    yield finished
+
+        def tell(frame: RelayTokens) -> None:
+            meter.tokens(len(frame.ids))
+            tokens = Tokens(frame.ids, frame.text, frame.origin, frame.logprobs, top_logprobs=frame.top_logprobs)
+            if self._lead is not None:
+                self._lead.add(tokens)
+            elif self._order.kept:
+                recorder.add(tokens)
+            self._flight.tell(tokens)
+
+        finished = meter.finished(await self._parts.dispatcher.answer(self._work, tell), self._work)
+        await self._keep(recorder, finished)
+        self._flight.tell(finished)
+
+    def _start(self) -> None:
+        """The flight begins to tell, unless it did before."""
+        if not self._told:
+            self._told = True
+            order = self._order
+            self._flight.tell(Started(order.request.request_id, self._model, order.request.tier, Quality.EXACT))
 
     async def _keep(self, recorder: Recorder, finished: Finished) -> None:
         keeping = self._order.keeping

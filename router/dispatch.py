@@ -7,7 +7,7 @@ seed: since the noise depends on (seed, index, token) alone, the text is the one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..common.clock import Clock
@@ -105,25 +105,17 @@ class Dispatcher:
         self.retries = RetryBudget()
         self.pace = Pace()
 
-    async def answer(self, work: Work) -> AsyncGenerator[RelayTokens | RelayFinished, None]:
-        """The rest of an answer. Raises the worker's error, or NoWorkers; closing it cancels the work upstream."""
+    async def answer(self, work: Work, tell: Callable[[RelayTokens], None]) -> RelayFinished:
+        """Tells the rest of an answer as it comes, and returns its end; cancelling it cancels the work upstream.
+
+        Raises the worker's error, or NoWorkers.
+        """
         place: Place | None = None
         try:
             while True:
                 try:
                     place = await self.place(work, SessionMode.GENERATE, place)
-                    while True:
-                        frame = await place.session.receive(self.pace.gap_s)
-                        if isinstance(frame, RelayTokens):
-                            if place.worker.trial:
-                                self._registry.succeeded(place.worker)
-                            work.add(frame)
-                            yield frame
-                        elif isinstance(frame, RelayFinished):
-                            work.batch = (work.batch + place.worker.in_flight) / 2
-                            self.done(place)
-                            yield frame
-                            return
+                    return await self._hear(work, place, tell)
                 except TiermeshError as error:
                     self.failed(work, place, error)
         finally:
@@ -164,6 +156,19 @@ class Dispatcher:
                 self._on_resume()
                 _log.info("resumed", request_id=work.request.request_id, worker=worker.address, delivered=len(work.ids))
             return place
+
+    async def _hear(self, work: Work, place: Place, tell: Callable[[RelayTokens], None]) -> RelayFinished:
+        while True:
+            frame = await place.session.receive(self.pace.gap_s)
+            if isinstance(frame, RelayTokens):
+                if place.worker.trial:
+                    self._registry.succeeded(place.worker)
+                work.add(frame)
+                tell(frame)
+            elif isinstance(frame, RelayFinished):
+                work.batch = (work.batch + place.worker.in_flight) / 2
+                self.done(place)
+                return frame
 
     def done(self, place: Place) -> None:
         """The answer is complete."""

@@ -219,9 +219,7 @@ class NodeSession:
         else:
             given = len(self._work.ids)
             await self._take_slot(given, hand_over=True)
-            async with aclosing(self._parts.dispatcher.answer(self._work)) as frames:
-                async for frame in frames:
-                    self._pass_on(frame)
+            self._pass_on(await self._parts.dispatcher.answer(self._work, self._pass_on))
             self._release_slot(len(self._work.ids) - given)
 
     async def _whole(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable
 
 import pytest
 
@@ -22,13 +22,13 @@ class Source:
         self.closed = 0
         self.feed: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
-    async def __call__(self, flight: Flight) -> AsyncGenerator[Event, None]:
+    async def __call__(self, flight: Flight) -> None:
         self.started += 1
         try:
             while (event := await self.feed.get()) is not None:
                 if isinstance(event, Exception):
                     raise event
-                yield event
+                flight.tell(event)
         finally:
             self.closed += 1
 
@@ -161,11 +161,12 @@ async def test_the_deadline_is_that_of_the_most_patient_reader() -> None:
     flights, source = Flights(), Source()
     seen: list[Flight] = []
 
-    def keep(flight: Flight) -> AsyncGenerator[Event, None]:
+    def keep(flight: Flight) -> Awaitable[None]:
         seen.append(flight)
         return source(flight)
 
     first, second = flights.join("k", 1.0, keep), flights.join("k", 5.0, keep)
+    await settle()
     assert seen[0].deadline == 5.0
     await second.leave()
     assert seen[0].deadline == 1.0
