@@ -31,6 +31,8 @@ class Reader:
         """Monotonic time at which this reader gives up."""
         self._flight = flight
         self._at = 0
+        self._wanted = 1
+        """So many events beyond those taken end a wait."""
         self._stop: TiermeshError | None = None
         self._wake = asyncio.Event()
 
@@ -54,16 +56,18 @@ class Reader:
         fresh, self._at = items[self._at :], len(items)
         return _merged(fresh) if len(fresh) > 1 else tuple(fresh)
 
-    async def linger(self, within_s: float) -> bool:
-        """Waits for more, but no longer than that; whether more has come, so that `take` does not wait."""
+    async def linger(self, within_s: float, events: int = 1) -> bool:
+        """Waits for so many more, but no longer than that; whether any has come, so that `take` does not wait."""
         items = self._flight.items
-        if self._at == len(items) and not (self._flight.done or self._stop):
+        if len(items) < self._at + events and not (self._flight.done or self._stop):
+            self._wanted = events
             self._wake.clear()
             timer = asyncio.get_running_loop().call_later(within_s, self._wake.set)
             try:
                 await self._wake.wait()
             finally:
                 timer.cancel()
+                self._wanted = 1
         return self._at < len(items) and self._stop is None
 
     def stop(self, error: TiermeshError) -> None:
@@ -73,7 +77,8 @@ class Reader:
 
     def wake(self) -> None:
         """Something came."""
-        self._wake.set()
+        if self._flight.done or len(self._flight.items) >= self._at + self._wanted:
+            self._wake.set()
 
     async def leave(self) -> None:
         """Stops listening; the last reader to leave ends the computation and waits until it has let go."""

@@ -81,12 +81,6 @@ def bearer(metadata: Mapping[str, str]) -> str:
     return credential.strip() if scheme.lower() == "bearer" else ""
 
 
-def _time_left(context: grpc.aio.ServicerContext[Any, Any], asked_s: float | None) -> float | None:
-    """The smaller of gRPC's deadline and the request's, in seconds."""
-    times = [s for s in (context.time_remaining(), asked_s) if s is not None]
-    return min(times, default=None)
-
-
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Converts, and turns errors into statuses; nothing else."""
 
@@ -100,8 +94,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Streams events until the answer ends; the client going away closes the answerer's generator."""
         try:
             caller = self._answerer.authenticate(metadata_of(context))
-            ours = wire.request_from(request)
-            ours = replace(ours, deadline_s=_time_left(context, ours.deadline_s))
+            ours = wire.request_from(request, context.time_remaining())
             async with (
                 PatientWriter(context, self._stalled_s) as writer,
                 aclosing(self._answerer.generate(ours, caller)) as events,
@@ -126,7 +119,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         async def answer() -> pb.ScoreResponse:
             caller = self._answerer.authenticate(metadata_of(context))
             ours = wire.score_request_from(request)
-            ours = replace(ours, deadline_s=_time_left(context, ours.deadline_s))
+            ours = replace(ours, deadline_s=wire.sooner(context.time_remaining(), ours.deadline_s))
             return wire.scores_to(await self._answerer.score(ours, caller))
 
         return await guarded(context, "Score", answer())

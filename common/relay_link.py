@@ -45,6 +45,10 @@ _log = get_logger()
 _WELCOME_TIMEOUT_S = 5.0
 _BACKOFF_S = (0.1, 5.0)
 """First and longest pause between attempts to connect."""
+_GATHER_S = 0.001
+"""Frames leave at once, but no sooner than this after the last ones, and then together: each message costs 0.1 ms here
+and as much at the answerer, and so does its answer. Under 1 kHz of requests few ever wait.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +289,7 @@ class RelayLink:
                 self._wake.clear()
                 frames, self._outbox = self._outbox, []
                 await call.write(pb.RelayRequest(frames=[wire.up_to(frame) for frame in frames]))
+                await asyncio.sleep(_GATHER_S)
 
     def _take(self, frame: DownFrame) -> None:
         if isinstance(frame, Welcome):

@@ -124,8 +124,13 @@ def sampling_to(sampling: t.Sampling) -> tpb.Sampling:
         raise InvalidRequest.field("sampling", f"has a value that does not fit: {exc}") from exc
 
 
-def request_from(pb: ipb.GenerateRequest) -> t.Request:
-    """Raises InvalidRequest for what the types can't hold."""
+def sooner(one_s: float | None, other_s: float | None) -> float | None:
+    """The smaller of two times, either of which may be missing."""
+    return one_s if other_s is None or (one_s is not None and one_s < other_s) else other_s
+
+
+def request_from(pb: ipb.GenerateRequest, left_s: float | None = None) -> t.Request:
+    """`left_s` is what the deadline of the call itself leaves. Raises InvalidRequest for what the types can't hold."""
     return t.Request(
         prompt=prompt_from(pb.prompt),
         max_tokens=pb.max_tokens,
@@ -136,7 +141,7 @@ def request_from(pb: ipb.GenerateRequest) -> t.Request:
         logprobs=pb.logprobs,
         top_logprobs=pb.top_logprobs,
         tier=pb.tier,
-        deadline_s=seconds_from(pb.deadline_ms),
+        deadline_s=sooner(left_s, seconds_from(pb.deadline_ms)),
         quality=enum_from(FROM_QUALITY, pb.quality, "quality") if pb.quality else None,
         delta=pb.delta if pb.HasField("delta") else None,
         cache=enum_from(_FROM_CACHE, pb.cache, "cache"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ..cache.flight import Flights, Reader
 from ..cache.keys import CacheKey
 from ..common.errors import Cancelled, DeadlineExceeded, RequestIdReused, TiermeshError
-from ..common.types import Event, Finished, FinishReason, Origin, Request, Started, Tokens, Usage
+from ..common.types import Event, Finished, FinishReason, ModelInfo, Origin, Started, Tokens, Usage
 from .computation import Computation
 from .orders import Order
 from .parts import Parts
@@ -19,7 +19,7 @@ from .parts import Parts
 class _Running:
     """Who listens under one request id."""
 
-    asked: Request
+    order: Order
     readers: set[Reader]
 
 
@@ -44,15 +44,15 @@ class Answers:
         self._check_id(order)
         model = self._parts.registry.model
         assert model is not None, "the service waits for a model"
-        reader = self._join(order, order.key(model.digests), model.id)
+        reader = self._join(order, model)
         timer = self._end_in_time(order, reader)
         given = 0
         try:
             if order.metered and not reader.leads:
                 await self._parts.limits.hold(order.tenant, 0)
+            if linger_s:
+                await reader.linger(linger_s, events=2)
             while events := await reader.take():
-                if linger_s and isinstance(events[-1], Started) and await reader.linger(linger_s):
-                    events += await reader.take()
                 given += sum(len(event.ids) for event in events if isinstance(event, Tokens))
                 yield tuple(self._own(event, order, reader.leads) for event in events)
         except Cancelled:
@@ -84,7 +84,7 @@ class Answers:
         """Whether the answer is under way already, for an order that is not given. Raises RequestIdReused."""
         self._check_id(order)
         model = self._parts.registry.model
-        return model is not None and self._name(order, order.key(model.digests)) in self._flights
+        return model is not None and self._name(order, _key(order, model)) in self._flights
 
     def end_all(self, error: TiermeshError) -> None:
         """Ends all answers with an error."""
@@ -94,23 +94,24 @@ class Answers:
 
     def _check_id(self, order: Order) -> None:
         running = self._running.get((order.tenant.name, order.request.request_id))
-        if running is not None and running.asked != order.asked:
+        if running is not None and not running.order.repeats(order):
             raise RequestIdReused("this request id belongs to another running request; use a fresh one")
 
-    def _join(self, order: Order, key: CacheKey, model: str) -> Reader:
+    def _join(self, order: Order, model: ModelInfo) -> Reader:
         """This request's own view of a flight."""
+        key = _key(order, model)
         own = (order.tenant.name, order.request.request_id)
         reader = self._flights.join(
             self._name(order, key),
             order.deadline,
-            lambda flight: Computation(self._parts, order, key, model, flight).run(),
+            lambda flight: Computation(self._parts, order, key, model.id, flight).run(),
         )
         if not reader.leads:
             self._parts.metrics.cache.looked_up("joined")
-        self._running.setdefault(own, _Running(order.asked, set())).readers.add(reader)
+        self._running.setdefault(own, _Running(order, set())).readers.add(reader)
         return reader
 
-    def _name(self, order: Order, key: CacheKey) -> Hashable:
+    def _name(self, order: Order, key: CacheKey | None) -> Hashable:
         """Of its flight. Without a shareable key that is the request's own."""
         return (key, order.request.tier) if order.shared else (order.tenant.name, order.request.request_id)
 
@@ -125,6 +126,11 @@ class Answers:
         if not readers:
             del self._running[own]
         await reader.leave()
+
+
+def _key(order: Order, model: ModelInfo) -> CacheKey | None:
+    """None for an answer that neither comes from the cache nor goes there."""
+    return order.key(model.digests) if order.shared or order.kept else None
 
 
 def _late(reader: Reader) -> None:

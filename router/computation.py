@@ -31,7 +31,7 @@ from .slots import Ticket
 class Computation:
     """Made for one flight."""
 
-    def __init__(self, parts: Parts, order: Order, key: CacheKey, model: str, flight: Flight) -> None:
+    def __init__(self, parts: Parts, order: Order, key: CacheKey | None, model: str, flight: Flight) -> None:
         self._parts = parts
         self._order = order
         self._key = key
@@ -48,7 +48,7 @@ class Computation:
         """Tells Started, Tokens…, Finished; the bill is that of whoever computes."""
         found: Entry | Lead | Follower | None = None
         order = self._order
-        if order.shared and order.tenant.cache_exact:
+        if self._key is not None and order.shared and order.tenant.cache_exact:
             found = await self._parts.store.lease(self._key, order.request.tier)
             self._parts.metrics.cache.looked_up(_kind(found))
         try:
@@ -143,7 +143,7 @@ class Computation:
         if self._lead is not None:
             self._lead.finish(Ending(finished.reason, finished.usage), keeping)
             self._lead = None
-        elif self._order.kept and len(recorder.ids) == len(self._work.ids):
+        elif self._key is not None and self._order.kept and len(recorder.ids) == len(self._work.ids):
             entry = recorder.entry(finished.reason, finished.usage)
             if entry is not None:
                 await self._parts.store.put(self._key, entry, keeping)

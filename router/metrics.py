@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -108,6 +109,11 @@ class Metrics:
         self._ttft_s = _histogram("ttft", "Time to the first token.", LATENCY_BUCKETS_S, r)
         self._tpot_s = _histogram("tpot", "Time per output token after the first.", TPOT_BUCKETS_S, r)
         r.register(_State(look))
+        # `labels` takes a lock and the time of ten increments; for what each request counts they are kept.
+        self._ended_as, self._in_time_in = cache(self._requests.labels), cache(self._in_time.labels)
+        self._tokens_of = cache(self._tokens.labels)
+        self._queue_in, self._ttft_in = cache(self._queue_s.labels), cache(self._ttft_s.labels)
+        self._tpot_in = cache(self._tpot_s.labels)
 
     def watch_config(self, current: Callable[[], bool], since: Callable[[], float]) -> None:
         """Where the gauges on the configuration find what they show."""
@@ -118,11 +124,11 @@ class Metrics:
 
     def ended(self, tier: str, outcome: str) -> None:
         """A request has its outcome; the tier is one of the configuration, or empty when it never got that far."""
-        self._requests.labels(tier, outcome).inc()
+        self._ended_as(tier, outcome).inc()
 
     def in_time(self, tier: str) -> None:
         """A request's first token came within its tier's budget."""
-        self._in_time.labels(tier).inc()
+        self._in_time_in(tier).inc()
 
     def attained(self) -> dict[str, tuple[int, int]]:
         """By tier, how many requests ended, and how many of them had their first token in time."""
@@ -134,7 +140,7 @@ class Metrics:
 
     def tokens(self, origin: Literal["edge", "cloud", "cache"], count: int) -> None:
         """Answer tokens of one origin."""
-        self._tokens.labels(origin).inc(count)
+        self._tokens_of(origin).inc(count)
 
     def resumed(self) -> None:
         """An answer went on at another worker."""
@@ -158,16 +164,16 @@ class Metrics:
 
     def queued(self, tier: str, seconds: float) -> None:
         """A request got its slot after this time."""
-        self._queue_s.labels(tier).observe(seconds)
+        self._queue_in(tier).observe(seconds)
 
     def first_token(self, tier: str, seconds: float) -> None:
         """A request got its first token after this time."""
-        self._ttft_s.labels(tier).observe(seconds)
+        self._ttft_in(tier).observe(seconds)
 
     def tpot(self, tier: str, decode_s: float, output_tokens: int) -> None:
         """An answer took this time after its first token."""
         if output_tokens > 1:
-            self._tpot_s.labels(tier).observe(decode_s / (output_tokens - 1))
+            self._tpot_in(tier).observe(decode_s / (output_tokens - 1))
 
 
 def _samples(counter: Counter) -> list[Sample]:

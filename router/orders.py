@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 
 from ..cache.keys import CacheKey, cacheable, exact_key
 from ..cache.port import Keeping
 from ..common.config_types import TenantConfig
 from ..common.draws import draw_hex, draw_seed
 from ..common.types import CacheControl, Digests, Request
+
+_substance = attrgetter(*({field.name for field in fields(Request)} - {"request_id", "deadline_s"}))
+"""All of a request that decides what is answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,7 @@ class Order:
     request: Request
     """Clamped, with seed and request id filled in."""
     asked: Request
-    """As it came, less its deadline: tells a repeated request id from a reused one."""
+    """As it came."""
     tenant: TenantConfig
     deadline: float
     """Monotonic seconds."""
@@ -47,7 +51,12 @@ class Order:
     @property
     def identity(self) -> int:
         """The same when the same is asked again, whatever its request id; good within this process."""
-        return hash((replace(self.asked, request_id=""), self.tenant.name))
+        return hash((*_substance(self.asked), self.tenant.name))
+
+    def repeats(self, other: Order) -> bool:
+        """Whether both ask for the same, however long they have for it."""
+        mine, its = self.asked, other.asked
+        return mine.request_id == its.request_id and _substance(mine) == _substance(its)
 
     def key(self, digests: Digests) -> CacheKey:
         """The exact key, for a pool with these digests."""
@@ -65,7 +74,7 @@ def order_of(
     request = replace(clamped, sampling=sampling, request_id=clamped.request_id or draw_hex(8))
     return Order(
         request=request,
-        asked=replace(asked, deadline_s=None),
+        asked=asked,
         tenant=tenant,
         deadline=now + clamped.deadline_s,
         seed_given=seed_given,
