@@ -17,7 +17,7 @@ from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
 from ..common.telemetry import open_metrics, setup_logging
 from .arguments import parse, read_config
-from .lifecycle import drain, follow_health, pace_streams, renew_policies
+from .lifecycle import drain, follow_health, renew_policies, space_streams
 from .reload import Reloader
 from .service import RouterService
 
@@ -51,7 +51,7 @@ async def serve(given: argparse.Namespace) -> int:
         beside = [
             tasks.create_task(follow_health(service, server)),
             tasks.create_task(renew_policies(service)),
-            tasks.create_task(pace_streams(service)),
+            tasks.create_task(space_streams(service)),
             tasks.create_task(reloader.run()),
         ]
         print(f"listening {address}", flush=True)

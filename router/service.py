@@ -22,7 +22,7 @@ from .explain import Explainer
 from .nodes import Nodes
 from .operated import Operations
 from .orders import Order, order_of
-from .pace import Pace
+from .spacing import Spacing
 from .unary import Unary
 
 _log = get_logger()
@@ -75,9 +75,9 @@ class RouterService:
         self._nodes.tell_all()
 
     @property
-    def pace(self) -> Pace:
+    def spacing(self) -> Spacing:
         """Of the streams; to be told how much the thread works."""
-        return self._core.parts.dispatcher.pace
+        return self._core.parts.dispatcher.spacing
 
     @property
     def drain_s(self) -> float:
