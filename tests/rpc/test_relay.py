@@ -125,7 +125,7 @@ async def peer_of(place: Place) -> Peer:
     """The first, once a session was opened there."""
     async with asyncio.timeout(5):
         while not place.peers[0].frames:  # noqa: ASYNC110 - the peer has no event for it
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
     return place.peers[0]
 
 
@@ -322,10 +322,7 @@ async def test_what_waits_goes_as_messages_that_their_reader_takes(place: Place)
     async with linked(place) as link:
         assert await link.wait_connected(5)
         session = opened(link, delivered=tuple(range(TOKENS)))
-        (peer,) = place.peers
-        async with asyncio.timeout(5):
-            while not peer.frames:  # noqa: ASYNC110 - the peer has no event for it
-                await asyncio.sleep(0.002)
+        peer = await peer_of(place)
         positions = range(TOKENS, TOKENS + 20)
         for at in positions:  # of two origins in turn, so that they can't merge
             peer.send(RelayTokens(1, 1, at, (at,), "x" * 2**20, origin=Origin.CLOUD if at % 2 else Origin.EDGE))
