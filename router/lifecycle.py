@@ -14,6 +14,7 @@ from .service import RouterService
 _log = get_logger()
 
 _DRAIN_POLL_S = 0.02
+_FORGET_S = 1.0
 _SPACING_S = 0.05
 _LAST_WORDS_S = 0.5
 """For what has ended to reach its client; then streams of edge nodes break."""
@@ -52,6 +53,13 @@ async def space_streams(service: RouterService) -> None:
         began, worked = time.perf_counter(), time.thread_time()
         await asyncio.sleep(_SPACING_S)
         service.spacing.worked((time.thread_time() - worked) / (time.perf_counter() - began))
+
+
+async def forget_workers(service: RouterService) -> None:
+    """Lets go of announced workers whose lease has ended."""
+    while True:
+        await asyncio.sleep(_FORGET_S)
+        service.forget_workers()
 
 
 async def renew_policies(service: RouterService) -> None:

@@ -16,6 +16,7 @@ from ..common.router_status import ConfigStatus
 from ..common.telemetry import get_logger
 from ..common.types import Event, Finished, ModelInfo, Prompt, Request, ScoreRequest, Scores, Started
 from ..common.validate import Limits, check_prompt_length, check_request, check_score_request
+from .announced import LEASE_S
 from .answers import Answers
 from .core import Core
 from .explain import Explainer
@@ -73,6 +74,16 @@ class RouterService:
     def renew_policies(self) -> None:
         """Tells the nodes again what they may do, before it runs out."""
         self._nodes.tell_all()
+
+    def announce(self, address: str, leaving: bool, metadata: Mapping[str, str]) -> float:
+        """A worker is there, or leaves. Raises Unauthenticated, Forbidden, InvalidRequest or Overloaded."""
+        self._core.directory.check_worker(bearer(metadata))
+        (self._core.worker_left if leaving else self._core.worker_heard)(address)
+        return LEASE_S
+
+    def forget_workers(self) -> None:
+        """Lets go of workers that have not announced themselves again."""
+        self._core.forget_silent_workers()
 
     @property
     def spacing(self) -> Spacing:
