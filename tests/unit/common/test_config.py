@@ -100,7 +100,7 @@ def test_a_worker_that_announces_itself_needs_the_token_of_the_routers(tmp_path:
     text = GOOD.replace("slots: 4", "slots: 4, announce_to: ['router:7080'], advertise: worker-1:7090")
     mesh = load_config(write(tmp_path, text), {})
     assert (mesh.cloud.announce_to, mesh.cloud.advertise) == (("router:7080",), "worker-1:7090")
-    with pytest.raises(ConfigError, match=r"cloud\.announce_to: routers take no announcement without router\.worker_token"):
+    with pytest.raises(ConfigError, match=r"cloud\.announce_to: routers take no announcement without"):
         load_config(write(tmp_path, text.replace("worker_token: a-long-enough-token", "alpha: 1.0")), {})
 
 
