@@ -12,6 +12,7 @@ from ..common.errors import InvalidRequest, Overloaded
 LEASE_S = 10.0
 MOST = 256
 """Workers that can be announced at once."""
+_AWAY_S = 3.0
 _LONGEST = 255
 
 
@@ -20,6 +21,7 @@ class Announced:
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
+        self._asked = float("inf")
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -42,7 +44,13 @@ class Announced:
         return self._until.pop(address, None) is not None
 
     def expired(self, now: float) -> tuple[str, ...]:
-        """Those whose lease has ended; they are forgotten."""
+        """Those whose lease has ended; they are forgotten. To be asked every second.
+
+        A router that did not run for a while has yet to hear what was said meanwhile, so that leases last longer by it.
+        """
+        away_s, self._asked = now - self._asked, now
+        if away_s > _AWAY_S:
+            self._until = {address: until + away_s for address, until in self._until.items()}
         over = tuple(address for address, until in self._until.items() if until <= now)
         for address in over:
             del self._until[address]

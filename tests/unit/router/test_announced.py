@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiermesh.common.errors import InvalidRequest, Overloaded
 from tiermesh.router.announced import LEASE_S, MOST, Announced
 
-WORDS = st.lists(st.tuples(st.sampled_from(["heard", "left", "passed"]), st.integers(0, 4), st.floats(0, LEASE_S)))
+WORDS = st.lists(st.tuples(st.sampled_from(["heard", "left", "passed"]), st.integers(0, 4), st.floats(0, LEASE_S / 4)))
 
 
 @given(WORDS)
@@ -28,6 +28,16 @@ def test_a_worker_is_kept_from_a_word_of_it_until_it_leaves_or_its_lease_ends(
         elif word == "left":
             assert announced.left(address) == (until.pop(address, None) is not None)
         assert set(announced.addresses) == set(until)
+
+
+def test_a_router_that_was_paused_waits_for_what_was_said_meanwhile() -> None:
+    announced = Announced()
+    announced.heard("host:1", 0.0)
+    assert announced.expired(1.0) == ()
+    assert announced.expired(100.0) == ()
+    assert announced.expired(102.0) == ()
+    later = [announced.expired(102.0 + second) for second in range(1, 10)]
+    assert sum(map(len, later)) == 1
 
 
 def test_there_is_a_most() -> None:
