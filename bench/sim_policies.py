@@ -39,7 +39,7 @@ class Policy(Protocol):
 
 
 class Ordered:
-    """One heap of waiting jobs; subclasses say by what key, and what is ahead of whom."""
+    """One heap of waiting jobs; subclasses say by what other key, and what is ahead of whom."""
 
     def __init__(self, tiers: Sequence[TierRule]) -> None:
         self.slots = 0
@@ -117,7 +117,8 @@ class Ordered:
         return job, arrived
 
     def _key(self, job: Job, now: float) -> tuple[float, float]:
-        raise NotImplementedError
+        """The job with the smallest is next: here, who came first."""
+        return (now, 0.0)
 
     def _ahead(self, job: Job) -> float:
         """Cost that waits and goes before a job that comes now."""
@@ -148,9 +149,6 @@ class Ordered:
 
 class Fcfs(Ordered):
     """First come, first served."""
-
-    def _key(self, job: Job, now: float) -> tuple[float, float]:
-        return (now, 0.0)
 
 
 class Strict(Ordered):

@@ -7,6 +7,7 @@ sequences it has. Where attention reads a group as a rectangle, sequences of unl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -127,21 +128,14 @@ class _Rectangle:
     def __init__(self, members: list[Rows], block_size: int) -> None:
         self._members = members
         self.length = max(len(m.tokens) for m in members)
-        shape = (len(members), self.length)
-        self.tokens = np.zeros(shape, np.int64)
-        self.positions = np.zeros(shape, np.int64)
         self.context = max(m.start + len(m.tokens) for m in members)
-        self.tables = np.zeros((len(members), -(-self.context // block_size)), np.int64)
-        counts = np.empty(len(members), np.int64)
-        for i, m in enumerate(members):
-            counts[i] = len(m.tokens)
-            self.tokens[i, : counts[i]] = m.tokens
-            self.positions[i] = m.start
-            known = min(len(m.blocks), self.tables.shape[1])
-            self.tables[i, :known] = m.blocks[:known]
+        # Lists become arrays at once: row by row this took 3 % of a step of sixteen sequences.
+        self.tokens = _padded([m.tokens for m in members], self.length)
+        self.tables = _padded([m.blocks for m in members], -(-self.context // block_size))
+        counts = np.array([len(m.tokens) for m in members], np.int64)
         offsets = np.arange(self.length)
         real = offsets < counts[:, None]
-        self.positions += np.minimum(offsets, counts[:, None] - 1)
+        self.positions = np.array([[m.start] for m in members], np.int64) + np.minimum(offsets, counts[:, None] - 1)
         blocks = np.take_along_axis(self.tables, self.positions // block_size, axis=1)
         self.slots = np.where(real, blocks * block_size + self.positions % block_size, TRASH_BLOCK * block_size)
 
@@ -158,6 +152,11 @@ class _Rectangle:
             even=self.length == 1 and bool((self.positions == self.context - 1).all()),
             dtype=dtype,
         )
+
+
+def _padded(rows: list[Sequence[int]], length: int) -> np.ndarray:
+    """int64 [rows, length]: each row's beginning, and zeros behind it."""
+    return np.array([[*row[:length], *itertools.repeat(0, length - len(row))] for row in rows], np.int64)
 
 
 def _run(tables: np.ndarray) -> slice | None:

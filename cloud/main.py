@@ -18,6 +18,7 @@ from ..common.inference_servicer import InferenceServicer
 from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
 from ..common.telemetry import open_metrics, setup_logging
+from .announcer import Announcer
 from .loading import load_worker
 from .loads import Loads
 from .relay import WorkerPeer
@@ -75,9 +76,12 @@ async def serve(mesh: MeshConfig) -> int:
     worker.engine.start(asyncio.get_running_loop())
     telling = asyncio.create_task(loads.run())
     await server.ready(True)
+    announcer = Announcer(config.announce_to, config.advertise or address, config.token)
+    announcer.start()
     print(f"listening {address}", flush=True)
     await stop.wait()
     loads.drain()
+    await announcer.leave()
     await worker.drain(GRACE_S)
     await server.stop(0.5)
     worker.engine.stop()

@@ -19,6 +19,7 @@ from .config_schema import (
     RouterSection,
     TenantSection,
     is_loopback,
+    split_address,
 )
 from .config_types import (
     CacheConfig,
@@ -152,6 +153,20 @@ def _check_across(schema: FileSchema, faults: _Faults) -> None:
     if len(set(schema.router.workers)) != len(schema.router.workers):
         faults.add(("router", "workers"), "a worker is named twice")
     _check_listen(schema, faults)
+    _check_announced(schema, faults)
+
+
+def _check_announced(schema: FileSchema, faults: _Faults) -> None:
+    cloud = schema.cloud
+    if not cloud.announce_to:
+        return
+    if schema.router.worker_token is None:
+        faults.add(
+            ("cloud", "announce_to"), "routers take no announcement without router.worker_token: set it for both"
+        )
+    reachable = cloud.advertise or cloud.listen
+    if split_address(reachable)[0] in ("0.0.0.0", "::"):
+        faults.add(("cloud", "advertise"), f"{reachable} is nowhere that routers can reach: name the worker's address")
 
 
 def _check_listen(schema: FileSchema, faults: _Faults) -> None:
@@ -255,6 +270,8 @@ def _cloud(section: CloudSection, base: Path, tiers: tuple[TierConfig, ...], tok
         tiers=tiers,
         ngram_drafts=section.ngram_drafts,
         token=token,
+        advertise=section.advertise,
+        announce_to=tuple(section.announce_to),
     )
 
 

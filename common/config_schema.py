@@ -183,6 +183,8 @@ class CloudSection(_Section):
     """A worker."""
 
     listen: Address = "127.0.0.1:7090"
+    advertise: Address | None = None
+    announce_to: list[Address] = []
     metrics: Address | None = "127.0.0.1:9090"
     model: str = "starter"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -147,7 +147,11 @@ class CloudConfig:
     ngram_drafts: bool
     """Whether answers draft what followed the same ids before: fewer passes where text repeats, the same text."""
     token: str | None = field(repr=False)
-    """What routers must show; the file's `router.worker_token`."""
+    """What routers must show; the file's `router.worker_token`. Shown to routers that it announces itself to."""
+    advertise: str | None = None
+    """Where routers reach it; None: where it listens."""
+    announce_to: tuple[str, ...] = ()
+    """Routers that need not name it in their configuration."""
 
 
 @dataclass(frozen=True, slots=True)

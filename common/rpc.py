@@ -14,6 +14,8 @@ from tiermesh.v1 import (
     admin_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
     relay_pb2,
     relay_pb2_grpc,
 )
@@ -24,6 +26,7 @@ from .validate import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 if TYPE_CHECKING:
     from .admin_servicer import AdminServicer
     from .inference_servicer import InferenceServicer
+    from .registry_servicer import RegistryServicer
     from .relay_server import RelayServicer
 
 # The interval that servers allow lies below the interval at which clients ping, or clients are told to go away.
@@ -92,6 +95,11 @@ class RpcServer:
         """Offers what operators may call."""
         admin_pb2_grpc.add_AdminServiceServicer_to_server(servicer, self._server)
         self._names.append(admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name)
+
+    def add_registry(self, servicer: RegistryServicer) -> None:
+        """Offers what workers may tell."""
+        registry_pb2_grpc.add_RegistryServiceServicer_to_server(servicer, self._server)
+        self._names.append(registry_pb2.DESCRIPTOR.services_by_name["RegistryService"].full_name)
 
     async def start(self, listen: str) -> str:
         """Listens on "host:port" (port 0: any) and returns the bound address. Raises ConfigError if that fails."""

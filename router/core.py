@@ -13,6 +13,7 @@ from ..common.config_types import MeshConfig, TenantConfig
 from ..common.errors import NoWorkers
 from ..common.secret import Secret
 from ..common.telemetry import get_logger
+from .announced import Announced
 from .dispatch import WORKER_GRACE_S, Dispatcher
 from .estimates import Estimates
 from .jobs import LARGEST_COST, TenantRule, TierRule
@@ -46,6 +47,7 @@ class Core:
         self._node_sessions: Callable[[], dict[str, int]] = dict
         self._refusal: asyncio.TimerHandle | None = None
         self._was_usable = False
+        self._announced = Announced()
         registry = Registry(f"router@{mesh.router.advertise}", mesh.router.worker_token, clock, self._workers_changed)
         scheduler = Scheduler(
             _tier_rules(mesh),
@@ -76,7 +78,7 @@ class Core:
         self.parts.store.start()
         if self.shared is not None:
             self.shared.start()
-        self.parts.registry.follow(self.directory.mesh.router.workers)
+        self._follow()
 
     async def close(self) -> None:
         """Lets go of workers and timers."""
@@ -116,8 +118,29 @@ class Core:
         self.parts.slots.scheduler.configure(
             _tier_rules(directory.mesh), directory.mesh.router.alpha, directory.mesh.router.queued
         )
-        self.parts.registry.follow(directory.mesh.router.workers)
+        self._follow()
         self.parts.slots.turn()
+
+    def worker_heard(self, address: str) -> None:
+        """A worker announced itself. Raises InvalidRequest or Overloaded."""
+        if self._announced.heard(address, self.parts.clock.now()):
+            _log.info("worker_announced", worker=address)
+            self._follow()
+
+    def worker_left(self, address: str) -> None:
+        """A worker that had announced itself leaves."""
+        if self._announced.left(address):
+            _log.info("worker_left", worker=address)
+            self._follow()
+
+    def forget_silent_workers(self) -> None:
+        """Lets go of those that have not announced themselves again."""
+        if over := self._announced.expired(self.parts.clock.now()):
+            _log.warning("worker_leases_over", workers=list(over))
+            self._follow()
+
+    def _follow(self) -> None:
+        self.parts.registry.follow(dict.fromkeys((*self.directory.mesh.router.workers, *self._announced.addresses)))
 
     def _tell_of_own_secret(self) -> None:
         if self.directory.mesh.secret is None and not self._told_own_secret:

@@ -16,10 +16,10 @@ from ..common.frames import CloseReason, Open, RelayFinished, RelayTokens, Sessi
 from ..common.relay_link import LinkSession
 from ..common.telemetry import get_logger
 from ..common.types import Request
-from .pace import Pace
 from .prefixes import keys_of
 from .registry import Registry, Worker
 from .retries import RetryBudget
+from .spacing import Spacing
 
 _log = get_logger()
 
@@ -103,7 +103,7 @@ class Dispatcher:
         self._clock = clock
         self._on_resume = on_resume
         self.retries = RetryBudget()
-        self.pace = Pace()
+        self.spacing = Spacing()
 
     async def answer(self, work: Work, tell: Callable[[RelayTokens], None]) -> RelayFinished:
         """Tells the rest of an answer as it comes, and returns its end; cancelling it cancels the work upstream.
@@ -159,7 +159,7 @@ class Dispatcher:
 
     async def _hear(self, work: Work, place: Place, tell: Callable[[RelayTokens], None]) -> RelayFinished:
         while True:
-            frame = await place.session.receive(self.pace.gap_s)
+            frame = await place.session.receive(self.spacing.gap_s)
             if isinstance(frame, RelayTokens):
                 if place.worker.trial:
                     self._registry.succeeded(place.worker)

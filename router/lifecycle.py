@@ -1,4 +1,4 @@
-"""What runs beside the requests: health that follows the workers, policies renewed, streams paced."""
+"""What runs beside the requests: health that follows the workers, policies renewed, streams spaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .service import RouterService
 _log = get_logger()
 
 _DRAIN_POLL_S = 0.02
-_PACE_S = 0.05
+_FORGET_S = 1.0
+_SPACING_S = 0.05
 _LAST_WORDS_S = 0.5
 """For what has ended to reach its client; then streams of edge nodes break."""
 
@@ -46,12 +47,19 @@ async def drain(service: RouterService, server: RpcServer) -> None:
     await server.stop(_LAST_WORDS_S)
 
 
-async def pace_streams(service: RouterService) -> None:
+async def space_streams(service: RouterService) -> None:
     """Lets streams hear less often while this thread has little time left."""
     while True:
         began, worked = time.perf_counter(), time.thread_time()
-        await asyncio.sleep(_PACE_S)
-        service.pace.worked((time.thread_time() - worked) / (time.perf_counter() - began))
+        await asyncio.sleep(_SPACING_S)
+        service.spacing.worked((time.thread_time() - worked) / (time.perf_counter() - began))
+
+
+async def forget_workers(service: RouterService) -> None:
+    """Lets go of announced workers whose lease has ended."""
+    while True:
+        await asyncio.sleep(_FORGET_S)
+        service.forget_workers()
 
 
 async def renew_policies(service: RouterService) -> None:

@@ -14,11 +14,12 @@ from ..common.admin_servicer import AdminServicer
 from ..common.clock import MonotonicClock
 from ..common.errors import TiermeshError
 from ..common.inference_servicer import InferenceServicer
+from ..common.registry_servicer import RegistryServicer
 from ..common.relay_server import RelayServicer
 from ..common.rpc import RpcServer
 from ..common.telemetry import open_metrics, setup_logging
 from .arguments import parse, read_config
-from .lifecycle import drain, follow_health, pace_streams, renew_policies
+from .lifecycle import drain, follow_health, forget_workers, renew_policies, space_streams
 from .reload import Reloader
 from .service import RouterService
 
@@ -45,6 +46,7 @@ async def serve(given: argparse.Namespace) -> int:
     loop.add_signal_handler(signal.SIGHUP, reloader.ask)  # from `kill -HUP`, or a supervisor's reload
     server.add_inference(InferenceServicer(service))
     server.add_relay(RelayServicer(service.connect))
+    server.add_registry(RegistryServicer(service))
     server.add_admin(AdminServicer(service.operations))
     address = await server.start(mesh.router.listen)
     close = open_metrics(mesh.router.metrics, service.metrics.registry, lambda: service.ready)
@@ -56,7 +58,8 @@ async def serve(given: argparse.Namespace) -> int:
         beside = [
             tasks.create_task(follow_health(service, server)),
             tasks.create_task(renew_policies(service)),
-            tasks.create_task(pace_streams(service)),
+            tasks.create_task(space_streams(service)),
+            tasks.create_task(forget_workers(service)),
             tasks.create_task(reloader.run()),
         ]
         print(f"listening {address}", flush=True)

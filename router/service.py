@@ -16,13 +16,14 @@ from ..common.router_status import ConfigStatus
 from ..common.telemetry import get_logger
 from ..common.types import Event, Finished, ModelInfo, Prompt, Request, ScoreRequest, Scores, Started
 from ..common.validate import Limits, check_prompt_length, check_request, check_score_request
+from .announced import LEASE_S
 from .answers import Answers
 from .core import Core
 from .explain import Explainer
 from .nodes import Nodes
 from .operated import Operations
 from .orders import Order, order_of
-from .pace import Pace
+from .spacing import Spacing
 from .unary import Unary
 
 _log = get_logger()
@@ -74,10 +75,20 @@ class RouterService:
         """Tells the nodes again what they may do, before it runs out."""
         self._nodes.tell_all()
 
+    def announce(self, address: str, leaving: bool, metadata: Mapping[str, str]) -> float:
+        """A worker is there, or leaves. Raises Unauthenticated, Forbidden, InvalidRequest or Overloaded."""
+        self._core.directory.check_worker(bearer(metadata))
+        (self._core.worker_left if leaving else self._core.worker_heard)(address)
+        return LEASE_S
+
+    def forget_workers(self) -> None:
+        """Lets go of workers that have not announced themselves again."""
+        self._core.forget_silent_workers()
+
     @property
-    def pace(self) -> Pace:
+    def spacing(self) -> Spacing:
         """Of the streams; to be told how much the thread works."""
-        return self._core.parts.dispatcher.pace
+        return self._core.parts.dispatcher.spacing
 
     @property
     def drain_s(self) -> float:

@@ -48,6 +48,14 @@ class Directory:
         if not key or not any(matches):
             raise Unauthenticated("this needs an operator's key, one that router.admin_keys has the hash of")
 
+    def check_worker(self, token: str) -> None:
+        """Raises Unauthenticated or Forbidden unless the workers' token was shown."""
+        known = self.mesh.router.worker_token
+        if known is None:
+            raise Forbidden("workers can't announce themselves here: set router.worker_token, here and for the workers")
+        if not hmac.compare_digest(token.encode(), known.encode()):
+            raise Unauthenticated("this worker's token is not the one of this router's router.worker_token")
+
     def _blinded(self, stored: str) -> bytes:
         """A stored key's place in the directory, under a secret of its own: how long a look-up takes depends on bytes
         that nobody outside can know or choose, so it tells nothing of any key or hash.

@@ -19,7 +19,9 @@ from tiermesh.common.frames import (
     DownFrame,
     Hello,
     Open,
+    RelayFinished,
     RelayTokens,
+    SessionError,
     SessionMode,
     UpFrame,
     Verdict,
@@ -30,7 +32,7 @@ from tiermesh.common.relay_link import LinkSession, RelayLink
 from tiermesh.common.relay_server import Outbox, RelayServicer
 from tiermesh.common.rpc import RpcServer, channel
 from tiermesh.common.rpc_errors import from_rpc_error
-from tiermesh.common.types import Origin, Request
+from tiermesh.common.types import FinishReason, Origin, Request, Usage
 from tiermesh.v1 import relay_pb2, relay_pb2_grpc
 
 TOKENS = 50
@@ -114,6 +116,26 @@ async def collect(session: LinkSession, delivered: int = 0) -> list[int]:
     return ids
 
 
+def token(number: int) -> RelayTokens:
+    """One behind all that `opened` can have had delivered, for the first session of a link."""
+    return RelayTokens(1, 1, TOKENS + number, (TOKENS + number,), "x")
+
+
+async def peer_of(place: Place) -> Peer:
+    """The first, once a session was opened there."""
+    async with asyncio.timeout(5):
+        while not place.peers[0].frames:  # noqa: ASYNC110 - the peer has no event for it
+            await asyncio.sleep(0.002)
+    return place.peers[0]
+
+
+async def said(session: LinkSession, gap_s: float, send: Callable[[DownFrame], None], frame: DownFrame) -> Any:
+    """What is received when this is sent."""
+    async with asyncio.timeout(5):
+        send(frame)
+        return await session.receive(gap_s)
+
+
 async def drain(session: LinkSession) -> None:
     async with asyncio.timeout(5):
         while True:
@@ -165,6 +187,39 @@ async def test_closing_reaches_the_other_side_once(place: Place) -> None:
         await collect(opened(link))
         closes = [frame for frame in place.peers[0].frames if isinstance(frame, Close)]
         assert [frame.reason for frame in closes] == [CloseReason.CANCELLED]
+
+
+async def test_with_a_gap_tokens_wait_for_those_behind_them_and_for_nothing_else(place: Place) -> None:
+    async with linked(place) as link:
+        assert await link.wait_connected(5)
+        session = opened(link, tuple(range(TOKENS)))
+        send = (await peer_of(place)).send
+        received = [await said(session, 60, send, token(0))]
+        waits = asyncio.create_task(session.receive(60))
+        for number in (1, 2):
+            send(token(number))
+        send(RelayFinished(1, 1, FinishReason.STOP, Usage()))
+        async with asyncio.timeout(5):
+            received += [await waits, await session.receive(60)]
+        assert [getattr(frame, "ids", None) for frame in received] == [(TOKENS,), (TOKENS + 1, TOKENS + 2), None]
+
+
+async def test_the_gap_between_tokens_is_kept_and_an_error_does_not_wait_for_it(place: Place) -> None:
+    async with linked(place) as link:
+        assert await link.wait_connected(5)
+        session = opened(link, tuple(range(TOKENS)))
+        send = (await peer_of(place)).send
+        await said(session, 0.1, send, token(0))
+        began = asyncio.get_running_loop().time()
+        await said(session, 0.1, send, token(1))
+        assert asyncio.get_running_loop().time() - began >= 0.09
+        waits = asyncio.create_task(session.receive(60))
+        send(token(2))
+        send(SessionError(1, 1, InvalidRequest("no")))
+        async with asyncio.timeout(5):
+            assert isinstance(await waits, RelayTokens)
+            with pytest.raises(InvalidRequest):
+                await session.receive(60)
 
 
 async def test_a_lost_server_fails_sessions_and_the_link_heals(place: Place) -> None:
@@ -267,10 +322,7 @@ async def test_what_waits_goes_as_messages_that_their_reader_takes(place: Place)
     async with linked(place) as link:
         assert await link.wait_connected(5)
         session = opened(link, delivered=tuple(range(TOKENS)))
-        (peer,) = place.peers
-        async with asyncio.timeout(5):
-            while not peer.frames:  # noqa: ASYNC110 - the peer has no event for it
-                await asyncio.sleep(0.002)
+        peer = await peer_of(place)
         positions = range(TOKENS, TOKENS + 20)
         for at in positions:  # of two origins in turn, so that they can't merge
             peer.send(RelayTokens(1, 1, at, (at,), "x" * 2**20, origin=Origin.CLOUD if at % 2 else Origin.EDGE))

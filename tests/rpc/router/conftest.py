@@ -34,6 +34,7 @@ from tiermesh.common.frames import (
 )
 from tiermesh.common.inference_servicer import InferenceServicer
 from tiermesh.common.keys import key_hash
+from tiermesh.common.registry_servicer import RegistryServicer
 from tiermesh.common.relay_server import RelayServicer
 from tiermesh.common.rpc import RpcServer, channel
 from tiermesh.common.rpc_errors import from_rpc_error
@@ -303,6 +304,7 @@ def start_router(stack: AsyncExitStack) -> Callable[..., Awaitable[Router]]:
         server.add_inference(InferenceServicer(service, stalled_s))
         server.add_relay(RelayServicer(service.connect, stalled_s))
         server.add_admin(AdminServicer(service.operations))
+        server.add_registry(RegistryServicer(service))
         address = await server.start("127.0.0.1:0")
         service.start(lambda: None)
         stack.push_async_callback(service.close)

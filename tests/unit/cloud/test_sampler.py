@@ -130,7 +130,7 @@ def row_of(kind: Sampling, ids: list[int], prompt_length: int, **more: int) -> R
 @pytest.mark.parametrize("vocab", [50, 1000, 5000])
 def test_rows_of_unlike_requests_don_t_mix(vocab: int) -> None:
     torch.manual_seed(0)
-    logits = torch.randn(30, vocab) * 3
+    logits = torch.randn(30, vocab, generator=torch.Generator().manual_seed(0)) * 3
     rows = [row_of(KINDS[i % 10], [1, 2, 3, 3, 7 + i], 2, given=i, top=i % 4) for i in range(30)]
     together = choose(logits, rows)
     apart = [choose(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]

@@ -80,6 +80,11 @@ def test_a_file_becomes_frozen_types_in_seconds(tmp_path: Path) -> None:
         ("slots: 4", "listen: 0.0.0.0:7090", "mesh.yaml:12: cloud.listen: 0.0.0.0:7090 is open beyond this machine"),
         ("slots: 4", "listen: 7090", "mesh.yaml:12: cloud.listen"),
         ("slots: 4", "metrics: '127.0.0.1:99999'", "is no address"),
+        (
+            "slots: 4",
+            "listen: 0.0.0.0:7090, announce_to: ['router:7080']",
+            "mesh.yaml:12: cloud.advertise: 0.0.0.0:7090 is nowhere that routers can reach",
+        ),
         ("tenants: [acme-co]", "tenants: [nobody]", "router.nodes.shop.tenants[0]: no tenant 'nobody'"),
         ("worker_token:", "http: 127.0.0.1:8080\n  worker_token:", "mesh.yaml:14: router.http: unknown key"),
     ],
@@ -89,6 +94,14 @@ def test_a_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, expe
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, GOOD.replace(old, new, 1)), {})
     assert expected in str(caught.value)
+
+
+def test_a_worker_that_announces_itself_needs_the_token_of_the_routers(tmp_path: Path) -> None:
+    text = GOOD.replace("slots: 4", "slots: 4, announce_to: ['router:7080'], advertise: worker-1:7090")
+    mesh = load_config(write(tmp_path, text), {})
+    assert (mesh.cloud.announce_to, mesh.cloud.advertise) == (("router:7080",), "worker-1:7090")
+    with pytest.raises(ConfigError, match=r"cloud\.announce_to: routers take no announcement without"):
+        load_config(write(tmp_path, text.replace("worker_token: a-long-enough-token", "alpha: 1.0")), {})
 
 
 def test_all_faults_come_at_once_and_keys_are_never_shown(tmp_path: Path) -> None:

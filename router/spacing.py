@@ -14,7 +14,7 @@ _FULL, _EASY = 0.6, 0.3
 """Shares of its time that the thread works: above the one gaps grow, below the other they shrink."""
 
 
-class Pace:
+class Spacing:
     """The gap between two messages of tokens of one stream. Pure."""
 
     def __init__(self) -> None:
