@@ -238,10 +238,10 @@ ring(KEYS[3], ARGV[7])
 return {kept, evicted, count, sum}
 """
 )
-"""Keys: lease, story, bells. tenant, model, prefix, name, id, holder, tail, value, ttl in ms, entries and bytes at most,
-story in ms, and where the value is empty the last part of the story and its ending → as KEEP, or −1 first when the
-lease is another's. Followers find the entry; where it could not be kept, the story ends with it, or with what there is
-in its place, and a lease that nobody holds."""
+"""Keys: lease, story, bells. tenant, model, prefix, name, id, holder, tail, value, ttl in ms, entries and bytes at
+most, story in ms, and where the value is empty the last part of the story and its ending → as KEEP, or −1 first when
+the lease is another's. Followers find the entry; where it could not be kept, the story ends with it, or with what there
+is in its place, and a lease that nobody holds."""
 
 ABANDON = Script(
     _RING

