@@ -63,6 +63,7 @@ class RedisLead(Lead):
         if self._held:
             self._held = False
             self._deaf()
+            self._deaf = lambda: None  # it knows this lead, and a ring of two stays until the garbage is collected
             self._store.leads.discard(self)
             if self._teller is not None:
                 self._teller.cancel()

@@ -25,7 +25,7 @@ from .redis_wire import Wire
 _log = get_logger()
 
 _HARD_S = 1.0
-"""After which an answer, or a connection, is not waited for any more."""
+"""After which an answer that is late already, or a connection, is not waited for any more."""
 _TURNS = 4
 """Turns of the event loop that an answer which may lie in the socket already gets, once its time is over."""
 _QUIET_S = 10.0
