@@ -45,6 +45,11 @@ def decode_entry(data: bytes) -> Entry:
     return Entry(ids, text, reason, usage, logprobs)
 
 
+def is_entry(data: bytes) -> bool:
+    """Whether it says so; `decode_entry` finds out whether it is one."""
+    return len(data) > 1 and data[1] & 3 == _ENTRY
+
+
 def encode_piece(piece: Piece) -> bytes:
     """A part of an answer under way."""
     flags = _PIECE | _flags(piece.ids, piece.logprobs)

@@ -89,7 +89,7 @@ class RedisFollower(Follower):
                 end = (pieces[-1].position + len(pieces[-1].ids), pieces[-1].text_at + len(pieces[-1].text.encode()))
             else:
                 end = (len(self._heard.ids), self._heard.text_bytes) if claim.parts else (0, 0)
-            self._lead = RedisLead(self._store, self._key, claim.names, claim.holder, self._heard, end)
+            self._lead = RedisLead(self._store, self._key, claim, self._heard, end)
         self._parts = claim.parts
 
     async def _look_again(self) -> None:

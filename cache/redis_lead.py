@@ -16,11 +16,10 @@ from .codec import encode_ending, encode_entry, encode_piece
 from .keys import CacheKey
 from .port import Ending, Keeping, Lead
 from .recorder import Recorder
-from .redis_names import Names
 from .redis_scripts import FINISH, TELL
 
 if TYPE_CHECKING:
-    from .redis_store import RedisStore
+    from .redis_store import Claim, RedisStore
 
 STORY_MS = 60_000
 """How long a story is kept after its last part: what a follower may lag behind."""
@@ -33,11 +32,10 @@ _PAUSE_S = 0.02
 class RedisLead(Lead):
     """See `Lead`."""
 
-    def __init__(
-        self, store: RedisStore, key: CacheKey, names: Names, holder: str, said: Recorder, told: tuple[int, int]
-    ) -> None:
-        self.names = names
-        self.holder = holder
+    def __init__(self, store: RedisStore, key: CacheKey, claim: Claim, said: Recorder, told: tuple[int, int]) -> None:
+        self.names = claim.names
+        self.holder = claim.holder
+        self._where = claim.where
         self._store = store
         self._key = key
         self._said = said
@@ -46,7 +44,7 @@ class RedisLead(Lead):
         self._held = True
         self._more = asyncio.Event()
         self._teller: asyncio.Task[None] | None = None
-        self._deaf = store.bell.listen(names.tail, self.followed)
+        self._deaf = store.bell.listen(claim.names.tail, self.followed)
         store.leads.add(self)
 
     def add(self, tokens: Tokens) -> None:
@@ -65,6 +63,7 @@ class RedisLead(Lead):
         if self._held:
             self._held = False
             self._deaf()
+            self._deaf = lambda: None  # it knows this lead, and a ring of two stays until the garbage is collected
             self._store.leads.discard(self)
             if self._teller is not None:
                 self._teller.cancel()
@@ -72,37 +71,32 @@ class RedisLead(Lead):
     def finish(self, ending: Ending, keeping: Keeping) -> Awaitable[None]:
         """Keeps the answer and ends the lease. All that this store asks for later stands behind it in the line."""
         if not self._held:
-            return self._store.keep(self._fall_silent())
+            return self._store.keep(self._store.beside(self._fall_silent()))
         self.lost()
-        return self._store.keep(self._kept(self._post(ending, keeping)))
+        finished = self._post(ending, keeping)
+        finished.add_done_callback(self._finished)
+        return self._store.keep(finished if self._teller is None else self._store.beside(self._fall_silent(finished)))
 
-    def _post(self, ending: Ending, keeping: Keeping) -> Awaitable[Any]:
+    def _post(self, ending: Ending, keeping: Keeping) -> asyncio.Future[Any]:
         names, seal = self.names, self._store.seal
+        tenant, model, name = self._where
         entry = self._said.entry(ending.reason, ending.usage)
-        value = seal.close(names.entry, encode_entry(entry)) if entry is not None else b""
-        # The teller's last part may stand before this one in the line, unanswered: it then comes twice, without harm.
-        rest = (encode_piece(self._said.since(*self._told)), encode_ending(ending))
+        value, rest = b"", []
+        if entry is not None:
+            value = seal.close(names.entry, encode_entry(entry))
+        else:
+            # The teller's last part may stand before this one in the line, unanswered: it then comes twice, no harm.
+            parts = (encode_piece(self._said.since(*self._told)), encode_ending(ending))
+            rest = [seal.close(names.story, part) for part in parts]
+        limits = self._store.limits(keeping)
         return self._store.line.post(
             FINISH,
             (names.lease, names.story, names.bells),
-            (
-                *self._store.generation(self._key),
-                names.prefix,
-                seal.request(self._key),
-                names.id,
-                self.holder,
-                names.tail,
-                value,
-                *self._store.limits(keeping),
-                *(seal.close(names.story, part) for part in rest),
-                STORY_MS,
-            ),
+            (tenant, model, names.prefix, name, names.id, self.holder, names.tail, value, *limits, STORY_MS, *rest),
         )
 
-    async def _kept(self, finished: Awaitable[Any]) -> None:
-        reply = await finished
-        await self._fall_silent()
-        if reply is not None:
+    def _finished(self, finished: asyncio.Future[Any]) -> None:
+        if not finished.cancelled() and (reply := finished.result()) is not None:
             self._store.took(self._key.tenant, reply)
 
     async def abandon(self) -> None:
@@ -113,8 +107,10 @@ class RedisLead(Lead):
         await self._fall_silent()
         await self._store.release(self.names, self.holder)
 
-    async def _fall_silent(self) -> None:
+    async def _fall_silent(self, after: Awaitable[Any] | None = None) -> None:
         self.lost()
+        if after is not None:
+            await after
         if self._teller is not None:
             await asyncio.gather(self._teller, return_exceptions=True)
 

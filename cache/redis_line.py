@@ -1,4 +1,4 @@
-"""One connection to Redis that all calls share: what waits while an answer is under way goes out together.
+"""One connection to Redis that all calls share, and on which none waits for another's answer.
 
 A call has a time budget. One that overruns it is a miss for its caller and goes on by itself: to cancel it would cost
 the connection, and a lease that it still brings home must be given back. The breaker keeps calls away from a server
@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import hiredis
-from redis.asyncio import Connection, Redis
+from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from ..common.clock import Clock
@@ -22,12 +20,12 @@ from ..common.telemetry import get_logger
 from .breaker import Breaker
 from .port import Observer
 from .redis_scripts import ALL, Script
+from .redis_wire import Wire
 
 _log = get_logger()
 
 _HARD_S = 1.0
-"""After which an answer, or a connection, is not waited for any more."""
-_BATCH = 128
+"""After which an answer that is late already, or a connection, is not waited for any more."""
 _TURNS = 4
 """Turns of the event loop that an answer which may lie in the socket already gets, once its time is over."""
 _QUIET_S = 10.0
@@ -39,17 +37,17 @@ Late = Callable[[Any], None]
 class _Call:
     """One script to run."""
 
-    def __init__(self, words: tuple[Any, ...], late: Late | None) -> None:
+    __slots__ = ("again", "answered", "late", "reply", "timer", "words")
+
+    def __init__(self, words: tuple[Any, ...], late: Late | None, reply: asyncio.Future[Any]) -> None:
         self.words = words
         self.late = late
-        self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-    def answered(self, reply: Any) -> None:
-        """The reply is here: for the caller, or, if it waits no more, for whoever clears up after it."""
-        if not self.reply.done():
-            self.reply.set_result(reply)
-        elif self.late is not None and reply is not None:
-            self.late(reply)
+        self.reply = reply
+        """The caller's: done when the call was answered, came too late, or is not awaited any more."""
+        self.timer: asyncio.TimerHandle | None = None
+        self.answered = False
+        self.again = False
+        """Whether it was sent again, because Redis did not know the script."""
 
 
 class Line:
@@ -65,7 +63,7 @@ class Line:
         scripts: Sequence[Script] = ALL,
         name: str = "cache",
     ) -> None:
-        self._texts = [script.text for script in scripts]
+        self._loads = [("SCRIPT", "LOAD", script.text) for script in scripts]
         self._name = name
         """For the log."""
         self.breaker = Breaker()
@@ -74,14 +72,17 @@ class Line:
         self._clock = clock
         self._observer = observer
         self._waiting: deque[_Call] = deque()
+        """Until there is a connection, as at the start."""
+        self._wire: Wire | None = None
+        """Stands while the breaker is closed: that it is lost opens it."""
         self._wake = asyncio.Event()
-        self._connection: Connection | None = None
+        self._loading = False
         self._tell_from = float("-inf")
 
     @property
     def up(self) -> bool:
         """Whether calls are made now, on a connection that stands."""
-        return self._connection is not None and self.breaker.closed
+        return self._wire is not None and self.breaker.closed
 
     async def call(
         self,
@@ -103,53 +104,78 @@ class Line:
         *,
         budget_s: float | None = None,
         late: Late | None = None,
-    ) -> Awaitable[Any]:
-        """As `call`, but stands in the line as soon as this returns; what it returns is to be awaited at once."""
-        call: _Call | None = None
-        if self.breaker.closed:
-            call = _Call(("EVALSHA", script.sha, len(keys), *keys, *arguments), late)
-            self._waiting.append(call)
-            self._wake.set()
-        return self._answer(call, budget_s or self._budget_s)
-
-    async def _answer(self, call: _Call | None, budget_s: float) -> Any:
-        if call is None:
+    ) -> asyncio.Future[Any]:
+        """As `call`, but stands in the line as soon as this returns, awaited or not."""
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Any] = loop.create_future()
+        if not self.breaker.closed:
             self._observer.called("not_tried")
-            return None
-        timer = asyncio.get_running_loop().call_later(budget_s, self._overrun, call, _TURNS)
-        try:
-            reply = await call.reply
-        finally:
-            timer.cancel()
-        if reply is not None:
-            self._observer.called("in_time")
-            if self.breaker.closed:
-                self.breaker.succeeded()
+            reply.set_result(None)
+            return reply
+        call = _Call(("EVALSHA", script.sha, len(keys), *keys, *arguments), late, reply)
+        call.timer = loop.call_later(budget_s or self._budget_s, self._overrun, call, _TURNS)
+        if self._wire is None:
+            self._waiting.append(call)
+        else:
+            self._send(self._wire, call)
         return reply
 
     async def run(self) -> None:
-        """Sends and reads until cancelled."""
+        """Connects, and again whenever there is need to, until cancelled."""
         try:
             while True:
-                if not self.breaker.closed or self._connection is None:
+                self._wake.clear()
+                if not self.up:
                     await self._mend()
                 await self._wake.wait()
-                self._wake.clear()
-                while self._waiting and self._connection is not None:
-                    await self._exchange([self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))])
         finally:
-            self._fail([])
             await self._hang_up()
+            for call in self._waiting:
+                self._answered(call, ConnectionError("the line is closed"))
+
+    def _send(self, wire: Wire, call: _Call) -> None:
+        wire.send(call.words, lambda reply: self._answered(call, reply))
+
+    def _answered(self, call: _Call, reply: Any) -> None:
+        """A call has come back, or never will: for the caller, or, if it waits no more, for whoever clears up."""
+        if isinstance(reply, NoScriptError) and self._wire is not None and not call.again:
+            call.again = True
+            self._load(self._wire)
+            self._send(self._wire, call)
+            return
+        call.answered = True
+        if call.timer is not None:
+            call.timer.cancel()
+        if isinstance(reply, Exception):
+            self._observer.called("failed")
+            if isinstance(reply, ResponseError):
+                self._refused(reply)
+            reply = None
+        if not call.reply.done():
+            if reply is not None:
+                self._observer.called("in_time")
+                if self.breaker.closed:
+                    self.breaker.succeeded()
+            call.reply.set_result(reply)
+        elif call.late is not None and reply is not None:
+            call.late(reply)
 
     def _overrun(self, call: _Call, turns: int) -> None:
-        if call.reply.done():
+        if call.answered:
             return
-        if turns:
+        if turns and not call.reply.done():
             asyncio.get_running_loop().call_soon(self._overrun, call, turns - 1)
             return
-        call.reply.set_result(None)
-        self._observer.called("late")
-        self._failed()
+        if not call.reply.done():
+            call.reply.set_result(None)
+            self._observer.called("late")
+            self._failed()
+        if self._wire is not None:
+            asyncio.get_running_loop().call_later(_HARD_S, self._give_up, self._wire, call)
+
+    def _give_up(self, wire: Wire, call: _Call) -> None:
+        if not call.answered and wire is self._wire:
+            wire.fail(TimeoutError())
 
     def _failed(self) -> None:
         was_closed = self.breaker.closed
@@ -161,56 +187,28 @@ class Line:
         _log.warning(f"{self._name}_away", reason=why, detail="nothing is shared until Redis is well again")
         self._wake.set()
 
-    async def _exchange(self, calls: list[_Call]) -> None:
-        try:
-            async with asyncio.timeout(_HARD_S):
-                replies = await self._send([call.words for call in calls])
-                if any(isinstance(reply, NoScriptError) for reply in replies):
-                    await self._load()
-                    replies = await self._send([call.words for call in calls])
-        except (RedisError, OSError, TimeoutError) as error:
-            self._trip(error)
-            self._fail(calls)
-            await self._hang_up()
-            return
-        for call, reply in zip(calls, replies, strict=True):
-            if isinstance(reply, ResponseError):
-                self._refused(reply)
-                call.answered(None)
-            else:
-                call.answered(reply)
-
-    async def _send(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        connection = self._connection
-        assert connection is not None
-        await connection.send_packed_command([hiredis.pack_command(words) for words in commands])
-        replies: list[Any] = []
-        for _ in commands:
-            try:
-                replies.append(await connection.read_response())
-            except ResponseError as error:
-                replies.append(error)
-        return replies
-
     def _refused(self, error: ResponseError) -> None:
         """Redis answered, and in time: nothing for the breaker. A replica without its master says so at each call."""
-        self._observer.called("failed")
         now = self._clock.now()
         if now >= self._tell_from:
             self._tell_from = now + _QUIET_S
             _log.warning(f"{self._name}_refused", detail=str(error)[:200])
 
+    def _load(self, wire: Wire) -> None:
+        """Gives Redis our scripts again; what is sent from now on finds them."""
+        if not self._loading:
+            self._loading = True
+            for load in self._loads[:-1]:
+                wire.send(load, lambda _: None)
+            wire.send(self._loads[-1], self._loaded)
+
+    def _loaded(self, _: Any) -> None:
+        self._loading = False
+
     def _trip(self, error: Exception) -> None:
         if self.breaker.closed:
             self.breaker.trip(self._clock.now())
             self._opened(type(error).__name__)
-
-    def _fail(self, calls: list[_Call]) -> None:
-        lost = [*calls, *self._waiting]
-        self._waiting.clear()
-        for call in lost:
-            self._observer.called("failed")
-            call.answered(None)
 
     async def _mend(self) -> None:
         """Until the server answers within the budget again."""
@@ -227,6 +225,7 @@ class Line:
             else:
                 if took_s <= self._budget_s or not away:
                     self.breaker.succeeded()
+                    self._catch_up()
                     if away:
                         _log.info(f"{self._name}_back")
                     return
@@ -236,22 +235,23 @@ class Line:
     async def _try(self) -> float:
         """Connects if need be; how long an answer takes, in seconds."""
         async with asyncio.timeout(_HARD_S):
-            if self._connection is None:
-                self._connection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-                await self._connection.connect()
-            await self._load()
+            if self._wire is None or not self._wire.stands:
+                await self._hang_up()
+                self._wire = await Wire.open(self._client, self._trip)
+            wire = self._wire
+            await wire.ask(*self._loads)
             asked = self._clock.now()
-            await self._send([("PING",)])
-            return self._clock.now() - asked
+            await wire.ask(("PING",))
+            took_s = self._clock.now() - asked
+            if not wire.stands:
+                raise ConnectionError("Redis has just hung up")
+            return took_s
 
-    async def _load(self) -> None:
-        for reply in await self._send([("SCRIPT", "LOAD", text) for text in self._texts]):
-            if isinstance(reply, ResponseError):
-                raise reply
+    def _catch_up(self) -> None:
+        while self._waiting and self._wire is not None:
+            self._send(self._wire, self._waiting.popleft())
 
     async def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(_HARD_S):
-                    await connection.disconnect()
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()

@@ -30,7 +30,7 @@ class Script:
 
 
 # The prefix of a tenant's keys and the model's part; nothing when Redis has no memory for parts that are missing. Those
-# are drawn by the caller, afresh for each call.
+# are drawn by the caller, afresh for each call; one that gives none only wants to know whether all is as it was.
 _GENERATION = """
 local function failed(reply) return type(reply) == 'table' and reply.err ~= nil end
 local function generation(tenant, model, fresh)
@@ -38,7 +38,7 @@ local function generation(tenant, model, fresh)
   local parts = redis.call('HMGET', 'tm:g', unpack(names))
   for at, name in ipairs(names) do
     if not parts[at] then
-      if failed(redis.pcall('HSETNX', 'tm:g', name, fresh)) then return nil end
+      if not fresh or failed(redis.pcall('HSETNX', 'tm:g', name, fresh)) then return nil end
       parts[at] = fresh
     end
   end
@@ -54,12 +54,11 @@ local function keep(prefix, id, value, ttl_ms, max_entries, max_bytes)
   local index, sizes = prefix .. 'i', prefix .. 'z'
   local time = redis.call('TIME')
   local now = time[1] * 1000000 + time[2]
-  local count, sum = redis.call('ZCARD', index), 0
-  if redis.call('HLEN', sizes) == count + 1 then
-    sum = tonumber(redis.call('HGET', sizes, ''))
-  else
+  local count, books = redis.call('ZCARD', index), redis.call('HMGET', sizes, '', id)
+  local sum, before = tonumber(books[1] or 0), books[2]
+  if redis.call('HLEN', sizes) ~= count + 1 then
     redis.call('DEL', index, sizes)
-    count = 0
+    count, sum, before = 0, 0, nil
   end
   local function drop(old)
     sum = sum - (redis.call('HGET', sizes, old) or 0)
@@ -67,7 +66,7 @@ local function keep(prefix, id, value, ttl_ms, max_entries, max_bytes)
     count = count - redis.call('ZREM', index, old)
   end
   for _, old in ipairs(redis.call('ZRANGEBYSCORE', index, '-inf', now, 'LIMIT', 0, 1000)) do drop(old) end
-  if redis.call('ZSCORE', index, id) then drop(id) end
+  if before then drop(id) end
   local kept, evicted = max_entries > 0 and #value <= max_bytes, 0
   if kept then
     while count >= max_entries or sum + #value > max_bytes do
@@ -81,11 +80,12 @@ local function keep(prefix, id, value, ttl_ms, max_entries, max_bytes)
   if kept then
     count, sum = count + 1, sum + #value
     redis.pcall('ZADD', index, now + 1000 * ttl_ms, id)
-    redis.pcall('HSET', sizes, id, #value)
+    redis.pcall('HSET', sizes, id, #value, '', sum)
+  else
+    redis.pcall('HSET', sizes, '', sum)
   end
-  redis.pcall('HSET', sizes, '', sum)
-  for _, book in ipairs({index, sizes}) do
-    if redis.call('PTTL', book) < ttl_ms then redis.call('PEXPIRE', book, ttl_ms) end
+  if redis.call('PTTL', index) < ttl_ms then  -- an eighth longer than needed, and the next keeps need not extend it
+    for _, book in ipairs({index, sizes}) do redis.call('PEXPIRE', book, math.floor(ttl_ms * 1.125)) end
   end
   return kept and 1 or 0, evicted, count, sum
 end
@@ -144,19 +144,20 @@ entries, bytes. Keeps nothing when a purge has come between."""
 
 CLAIM = Script(
     _GENERATION
-    + _VALUE
     + """
 local prefix, model = generation(ARGV[1], ARGV[2], ARGV[3])
 if not prefix then return {'none'} end
 local id = model .. ARGV[4]
-local value = value_of(prefix .. 'e:' .. id)
-if value then return {'hit', prefix, id, value} end
 local tail = id .. ':' .. ARGV[5]
 local lease, story, bells = prefix .. 'l:' .. tail, prefix .. 's:' .. tail, prefix .. 'b:' .. tail
+local value, holder = unpack(redis.call('MGET', prefix .. 'e:' .. id, lease))
+if value then return {'hit', prefix, id, value} end
 local from = tonumber(ARGV[6])
-if redis.call('LLEN', story) < from then from = 0 end
 local told = redis.call('LRANGE', story, from, -1)
-local holder = redis.call('GET', lease)
+if from > 0 and #told == 0 and redis.call('LLEN', story) < from then
+  from = 0
+  told = redis.call('LRANGE', story, 0, -1)
+end
 local left = holder and redis.call('PTTL', lease)
 if holder and (left < 0 or left > tonumber(ARGV[10])) then  -- nobody of ours writes such a lease: it would not end
   redis.call('DEL', lease)
@@ -169,7 +170,9 @@ if holder then
   redis.call('PEXPIRE', bells, ARGV[10])
   return {'follow', prefix, id, from + #told, told}
 end
-if failed(redis.pcall('SET', lease, ARGV[7] .. ':' .. ARGV[8], 'PX', ARGV[9])) then return {'none'} end
+-- Not where something lies that is no lease; nor, an error then, where there is no memory.
+local led = redis.pcall('SET', lease, ARGV[7] .. ':' .. ARGV[8], 'NX', 'PX', ARGV[9])
+if not led or led.err then return {'none'} end
 return {'lead', prefix, id, from + #told, told}
 """
 )
@@ -212,28 +215,33 @@ FINISH = Script(
     + _KEEP
     + _RING
     + """
-if redis.call('GET', KEYS[1]) ~= ARGV[7] then return {-1, 0, 0, 0} end
-local prefix, model = generation(ARGV[1], ARGV[2], ARGV[3])
+if redis.call('GET', KEYS[1]) ~= ARGV[6] then return {-1, 0, 0, 0} end
+local prefix, model = generation(ARGV[1], ARGV[2])
 local kept, evicted, count, sum = 0, 0, 0, 0
-if prefix == ARGV[4] and model .. ARGV[5] == ARGV[6] and ARGV[9] ~= '' then
-  kept, evicted, count, sum = keep(prefix, ARGV[6], ARGV[9], tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]))
+if prefix == ARGV[3] and model .. ARGV[4] == ARGV[5] and ARGV[8] ~= '' then
+  kept, evicted, count, sum = keep(prefix, ARGV[5], ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]))
 end
 local told = kept == 1
 if not told and redis.call('EXISTS', KEYS[3]) == 1 then
-  told = not failed(redis.pcall('RPUSH', KEYS[2], ARGV[13], ARGV[14]))
+  if ARGV[8] ~= '' then
+    told = not failed(redis.pcall('RPUSH', KEYS[2], ARGV[8]))
+  else
+    told = not failed(redis.pcall('RPUSH', KEYS[2], ARGV[13], ARGV[14]))
+  end
   if told then
-    redis.call('PEXPIRE', KEYS[2], ARGV[15])
-    redis.pcall('SET', KEYS[1], 'ended:', 'PX', ARGV[15])
+    redis.call('PEXPIRE', KEYS[2], ARGV[12])
+    redis.pcall('SET', KEYS[1], 'ended:', 'PX', ARGV[12])
   end
 end
 if kept == 1 or not told then redis.call('DEL', KEYS[1]) end
-ring(KEYS[3], ARGV[8])
+ring(KEYS[3], ARGV[7])
 return {kept, evicted, count, sum}
 """
 )
-"""Keys: lease, story, bells. tenant, model, fresh part, prefix, name, id, holder, tail, value, ttl in ms, entries and
-bytes at most, last part of the story, its ending, story in ms → as KEEP, or −1 first when the lease is another's.
-Followers find the entry; where it could not be kept, the story's end and a lease that nobody holds."""
+"""Keys: lease, story, bells. tenant, model, prefix, name, id, holder, tail, value, ttl in ms, entries and bytes at
+most, story in ms, and where the value is empty the last part of the story and its ending → as KEEP, or −1 first when
+the lease is another's. Followers find the entry; where it could not be kept, the story ends with it, or with what there
+is in its place, and a lease that nobody holds."""
 
 ABANDON = Script(
     _RING

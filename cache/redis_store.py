@@ -23,7 +23,7 @@ from ..common.errors import Unavailable
 from ..common.secret import Secret
 from ..common.telemetry import get_logger
 from .breaker import State
-from .codec import decode_entry, decode_told, encode_entry
+from .codec import decode_entry, decode_told, encode_entry, is_entry
 from .entry import Entry
 from .keys import CacheKey
 from .port import Ending, Keeping, Observer
@@ -34,7 +34,7 @@ from .redis_lead import STORY_MS, RedisLead
 from .redis_line import Line
 from .redis_names import Names
 from .redis_scripts import ABANDON, CLAIM, DISCARD, GET, HOLDINGS, KEEP, PLACE, PURGE, RENEW
-from .seal import Seal, Unreadable
+from .seal import TAG_BYTES, Seal, Unreadable
 
 _log = get_logger()
 
@@ -52,6 +52,8 @@ class Claim:
     kind: str
     """hit, follow or lead."""
     names: Names
+    where: tuple[str, str, str]
+    """What stands for tenant, model and request."""
     told: tuple[Piece | Ending, ...]
     """Parts of the story that were not heard yet; of a hit, all of it."""
     parts: int = 0
@@ -88,7 +90,7 @@ class RedisStore:
         self.leads: set[RedisLead] = set()
         self._held: dict[str, Holdings] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._keeps: set[asyncio.Task[None]] = set()
+        self._keeps: set[asyncio.Future[Any]] = set()
 
     @property
     def state(self) -> State:
@@ -149,19 +151,19 @@ class RedisStore:
             return claim.entry
         if claim.kind == "lead" and not claim.told:
             self.observer.leased("led")
-            return RedisLead(self, key, claim.names, claim.holder, Recorder(), (0, 0))
+            return RedisLead(self, key, claim, Recorder(), (0, 0))
         if claim.kind == "follow":
             self.observer.leased("followed")
         return RedisFollower(self, key, claim)
 
     async def claim(self, key: CacheKey, lane: str, parts: int = 0) -> Claim | None:
         """Asks for an answer of which so many parts were heard; None when that brought nothing."""
-        token, name = draw_hex(8), self.seal.request(key)
+        token, where = draw_hex(8), (self.seal.tenant(key.tenant), self.seal.model(key.model), self.seal.request(key))
         holder = f"{token}:{self.bell.channel}"
         reply = await self.line.call(
             CLAIM,
             (),
-            (*self.generation(key), name, lane, parts, token, self.bell.channel, self.lease_ms, STORY_MS),
+            (*where[:2], _fresh(), where[2], lane, parts, token, self.bell.channel, self.lease_ms, STORY_MS),
             late=lambda reply: self._give_back(reply, lane, holder),
         )
         if reply is None or reply[0] == b"none":
@@ -171,15 +173,16 @@ class RedisStore:
             entry = self._opened(names, reply[3])
             if entry is None:
                 return None
-            piece = Piece(0, 0, entry.ids, entry.text, entry.logprobs)
-            return Claim("hit", names, (piece, Ending(entry.reason, entry.usage)), entry=entry)
+            return Claim("hit", names, where, _whole(entry), entry=entry)
+        told: list[Piece | Ending] = []
         try:
-            told = tuple(decode_told(self.seal.open(names.story, part)) for part in reply[4])
+            for part in reply[4]:
+                told += self._told(names, part)
         except Unreadable:
             self.observer.evicted("corrupt")
             self._give_back(reply, lane, holder)
             return None
-        return Claim(reply[0].decode(), names, told, reply[3], holder)
+        return Claim(reply[0].decode(), names, where, tuple(told), reply[3], holder)
 
     async def release(self, names: Names, holder: str) -> None:
         """Gives a lease back, if it is held."""
@@ -226,15 +229,14 @@ class RedisStore:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Keeps an answer beside; `close` waits for it.
+    def keep(self, kept: asyncio.Future[Any]) -> asyncio.Future[Any]:
+        """An answer that is being kept; `close` waits for it.
 
         There are never many: each ends within the budget of its call, and the breaker opens when five in a row don't.
         """
-        task = self.beside(work)
-        self._keeps.add(task)
-        task.add_done_callback(self._keeps.discard)
-        return task
+        self._keeps.add(kept)
+        kept.add_done_callback(self._keeps.discard)
+        return kept
 
     async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -250,6 +252,12 @@ class RedisStore:
             self.observer.evicted("corrupt")
             self.beside(self._discard(names, value))
             return None
+
+    def _told(self, names: Names, sealed: bytes) -> tuple[Piece | Ending, ...]:
+        """A part of the story. Its last may be an entry that found no room as one. Raises Unreadable."""
+        if is_entry(sealed[TAG_BYTES:]):
+            return _whole(decode_entry(self.seal.open(names.entry, sealed)))
+        return (decode_told(self.seal.open(names.story, sealed)),)
 
     async def _discard(self, names: Names, value: bytes) -> None:
         await self.line.call(DISCARD, (names.entry,), (value,))
@@ -274,6 +282,11 @@ class RedisStore:
                     lead.lost()
                 elif state == 2:
                     lead.followed()
+
+
+def _whole(entry: Entry) -> tuple[Piece, Ending]:
+    """An entry as a story."""
+    return Piece(0, 0, entry.ids, entry.text, entry.logprobs), Ending(entry.reason, entry.usage)
 
 
 def _fresh() -> str:

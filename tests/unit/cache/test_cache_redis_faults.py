@@ -236,6 +236,15 @@ async def test_a_book_that_was_evicted_begins_anew(server: Any, open_store: Open
         assert (await store.holdings("a"))["a"].entries == min(number + 1, 5)
 
 
+async def test_books_last_as_long_as_what_they_tell_of(server: Any, open_store: Open) -> None:
+    store = await open_store(server.url)
+    for ttl_s in (10.0, 60.0, 60.0):  # the only entry, each time in place of the one before: the index is a new key
+        await store.put(key(1), entry(), Keeping(ttl_s))
+        for book in server.client.keys("tm:*:[iz]"):
+            assert 1000 * ttl_s - 5000 < server.client.pttl(book) <= 1125 * ttl_s
+    assert len(server.client.keys("tm:*:[iz]")) == 2
+
+
 def alterations(value: bytes) -> dict[str, bytes]:
     turned = bytearray(value)
     turned[random.Random(5).randrange(len(value))] ^= 4
@@ -308,6 +317,45 @@ async def test_forgotten_scripts_are_loaded_again(server: Any, open_store: Open)
     store = await open_store(server.url)
     await store.put(key(1), entry(), KEEPING)
     server.client.script_flush()
+    assert await store.get(key(1)) == entry()
+
+
+async def test_scripts_are_forgotten_amid_many_calls(server: Any, open_store: Open, seen: Any) -> None:
+    store = await open_store(server.url)
+    await store.put(key(1), entry(), KEEPING)
+    calls = [asyncio.create_task(store.get(key(1))) for _ in range(100)]
+    await asyncio.sleep(0)
+    server.client.script_flush()
+    assert await asyncio.gather(*calls, *(store.get(key(1)) for _ in range(100))) == [entry()] * 200
+    assert "failed" not in seen.calls
+
+
+async def test_a_connection_that_is_lost_while_nobody_calls(server: Any, open_store: Open, eventually: Until) -> None:
+    store = await open_store(server.url)
+    await store.put(key(1), entry(), KEEPING)
+    server.client.client_kill_filter(_type="normal", skipme=True)
+    await eventually(lambda: store.state is not State.CLOSED)
+    await eventually(lambda: store.line.up)
+    assert await store.get(key(1)) == entry()
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_one_answer_that_does_not_come_costs_the_connection(
+    server: Any, open_store: Open, eventually: Until, awaited: bool
+) -> None:
+    store = await open_store(server.url, budget_s=0.5)
+    await store.put(key(1), entry(), KEEPING)
+    server.pause()
+    asking = asyncio.create_task(store.get(key(1)))
+    if awaited:
+        assert await asking is None
+        assert store.state is State.CLOSED  # one alone may be late
+    else:
+        await asyncio.sleep(0)
+        asking.cancel()
+    await eventually(lambda: store.state is not State.CLOSED)
+    server.resume()
+    await eventually(lambda: store.line.up)
     assert await store.get(key(1)) == entry()
 
 

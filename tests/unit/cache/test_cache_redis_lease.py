@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,6 +194,21 @@ async def test_nobody_follows_nothing_is_told(server: Any, open_store: Open) -> 
     await lead.finish(ENDING, KEEPING)
     assert not server.client.keys("*:s:*")
     assert not server.client.keys("*:l:*")
+
+
+@pytest.mark.parametrize("degraded", [False, True])
+async def test_what_is_not_kept_is_told_to_its_end(server: Any, open_store: Open, degraded: bool) -> None:
+    """For want of room, or because it may not be; to those who heard its beginning and to those who didn't."""
+    stores = [await open_store(server.url) for _ in range(3)]
+    lead, follower = await led(stores[0]), await followed(stores[1])
+    lead.add(tokens(1))
+    assert (await heard(follower, 1))[0] == [1]
+    late = await followed(stores[2])
+    lead.add(replace(tokens(2, 3), degraded=degraded))
+    await lead.finish(ENDING, KEEPING if degraded else Keeping(60.0, max_bytes=1))
+    assert await heard(follower) == ([2, 3], "2 3 ", ENDING)
+    assert await heard(late) == ([1, 2, 3], "1 2 3 ", ENDING)
+    assert await stores[1].get(KEY) is None
 
 
 @pytest.mark.parametrize("loss", ["*:s:*", "*:b:*", "*:l:*", "*"])
