@@ -45,10 +45,6 @@ _log = get_logger()
 _WELCOME_TIMEOUT_S = 5.0
 _BACKOFF_S = (0.1, 5.0)
 """First and longest pause between attempts to connect."""
-_GATHER_S = 0.001
-"""Frames leave at once, but no sooner than this after the last ones, and then together: each message costs 0.1 ms here
-and as much at the answerer, and so does its answer. Under 1 kHz of requests few ever wait.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +170,9 @@ class RelayLink:
         *,
         metadata: Sequence[tuple[str, str]] = (),
         events: LinkEvents | None = None,
+        pause_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """`pause_s` is asked behind each message how long the next one waits, for frames to come together."""
         self.address = address
         self.welcome: Welcome | None = None
         """Of the present stream; None while there is none."""
@@ -187,6 +185,7 @@ class RelayLink:
         self._hello = hello
         self._metadata = tuple(metadata)
         self._events = events or LinkEvents()
+        self._pause_s = pause_s
         self._sessions: dict[int, LinkSession] = {}
         self._next_session = 1
         self._outbox: list[UpFrame] = []
@@ -289,7 +288,8 @@ class RelayLink:
                 self._wake.clear()
                 frames, self._outbox = self._outbox, []
                 await call.write(pb.RelayRequest(frames=[wire.up_to(frame) for frame in frames]))
-                await asyncio.sleep(_GATHER_S)
+                if pause_s := self._pause_s():
+                    await asyncio.sleep(pause_s)
 
     def _take(self, frame: DownFrame) -> None:
         if isinstance(frame, Welcome):

@@ -24,6 +24,7 @@ from .registry import Registry, Worker
 from .reload import check_reload
 from .scheduler import Scheduler
 from .slots import Slots
+from .spacing import Spacing
 from .tenants import Directory
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class Core:
         self._refusal: asyncio.TimerHandle | None = None
         self._was_usable = False
         self._announced = Announced()
-        registry = Registry(f"router@{mesh.router.advertise}", mesh.router.worker_token, clock, self._workers_changed)
+        self.spacing = Spacing()
+        name, token = f"router@{mesh.router.advertise}", mesh.router.worker_token
+        registry = Registry(name, token, clock, self.spacing, self._workers_changed)
         scheduler = Scheduler(
             _tier_rules(mesh),
             self._tenant_rule,
@@ -63,7 +66,7 @@ class Core:
         self.parts = Parts(
             registry=registry,
             slots=slots,
-            dispatcher=Dispatcher(registry, clock, self.metrics.resumed),
+            dispatcher=Dispatcher(registry, clock, self.spacing, self.metrics.resumed),
             store=open_store(mesh.cache, self.directory.secret, clock, self.metrics.cache),
             limits=Limits(clock, self.shared),
             estimates=Estimates(),

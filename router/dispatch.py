@@ -98,12 +98,14 @@ class Place:
 class Dispatcher:
     """Places work at workers."""
 
-    def __init__(self, registry: Registry, clock: Clock, on_resume: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, registry: Registry, clock: Clock, spacing: Spacing, on_resume: Callable[[], None] = lambda: None
+    ) -> None:
         self._registry = registry
         self._clock = clock
         self._on_resume = on_resume
         self.retries = RetryBudget()
-        self.spacing = Spacing()
+        self._spacing = spacing
 
     async def answer(self, work: Work, tell: Callable[[RelayTokens], None]) -> RelayFinished:
         """Tells the rest of an answer as it comes, and returns its end; cancelling it cancels the work upstream.
@@ -159,7 +161,7 @@ class Dispatcher:
 
     async def _hear(self, work: Work, place: Place, tell: Callable[[RelayTokens], None]) -> RelayFinished:
         while True:
-            frame = await place.session.receive(self.spacing.gap_s)
+            frame = await place.session.receive(self._spacing.gap_s)
             if isinstance(frame, RelayTokens):
                 if place.worker.trial:
                     self._registry.succeeded(place.worker)

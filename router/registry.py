@@ -15,6 +15,7 @@ from ..common.telemetry import get_logger
 from ..common.types import ModelInfo
 from .choice import choose
 from .prefixes import Prefixes
+from .spacing import Spacing
 from .standing import LOOK_S, Standing
 
 _log = get_logger()
@@ -98,10 +99,13 @@ class Worker:
 class Registry:
     """One pool: workers of one model. All methods belong to the event loop's thread."""
 
-    def __init__(self, name: str, token: str | None, clock: Clock, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, token: str | None, clock: Clock, spacing: Spacing, on_change: Callable[[], None]
+    ) -> None:
         self._hello = Hello(name)
         self._metadata = [("authorization", f"Bearer {token}")] if token else []
         self._clock = clock
+        self._spacing = spacing
         self._on_change = on_change
         self._workers: dict[str, Worker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -253,7 +257,8 @@ class Registry:
             load=lambda load: self._loaded(address, load),
             lost=lambda error: self._lost(address, error),
         )
-        link = RelayLink(address, self._hello, metadata=self._metadata, events=events)
+        spacing = self._spacing
+        link = RelayLink(address, self._hello, metadata=self._metadata, events=events, pause_s=lambda: spacing.pause_s)
         self._workers[address] = Worker(address, link)
         self._tasks[address] = asyncio.create_task(link.run())
 

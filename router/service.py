@@ -88,7 +88,7 @@ class RouterService:
     @property
     def spacing(self) -> Spacing:
         """Of the streams; to be told how much the thread works."""
-        return self._core.parts.dispatcher.spacing
+        return self._core.spacing
 
     @property
     def drain_s(self) -> float:

@@ -10,15 +10,23 @@ from __future__ import annotations
 MOST_S = 0.02
 """Fifty messages a second and stream: no reader of text sees the difference."""
 _LEAST_S = 0.001
-_FULL, _EASY = 0.6, 0.3
+_PAUSE_S = 0.001
+_FULL, _EASY = 0.6, 0.5
 """Shares of its time that the thread works: above the one gaps grow, below the other they shrink."""
 
 
 class Spacing:
-    """The gap between two messages of tokens of one stream. Pure."""
+    """The gaps between messages. Pure."""
 
     def __init__(self) -> None:
         self.gap_s = 0.0
+        """Between two messages of tokens of one stream."""
+
+    @property
+    def pause_s(self) -> float:
+        """Between two messages to a worker. A tenth more requests come through with it while all of the thread works,
+        and each waits half a millisecond longer."""
+        return _PAUSE_S if self.gap_s else 0.0
 
     def worked(self, share: float) -> None:
         """So much of the last moment the thread has worked."""

@@ -21,7 +21,7 @@ def test_a_busy_thread_has_the_widest_gap_soon_and_a_free_one_none() -> None:
     for _ in range(10):
         spacing.worked(0.9)
     assert spacing.gap_s == MOST_S
-    spacing.worked(0.45)
+    spacing.worked(0.55)
     assert spacing.gap_s == MOST_S
     for _ in range(10):
         spacing.worked(0.1)
