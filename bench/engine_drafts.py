@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from ..cloud.engine import EngineConfig
 from ..cloud.meter import EngineLoad
 from ..cloud.request import Choice
-from ..cloud.runner import Outcome
+from ..cloud.runner import ModelRunner, Outcome
 from ..cloud.scheduler import Work
 from ..common.text import Text
 from ..common.types import Sampling
 from .engine_claims import Claim, Setting
-from .engine_served import Served, on_cpu, uniform
+from .engine_served import ON_CPU, Served, uniform
 from .kit import paired_ratio
 from .tree import ROOT
 
@@ -122,7 +122,7 @@ def _in_vain(given: Setting, streams: int) -> Claim:
     requests = uniform(streams, (given.few(64, 16),) * 2, (given.few(192 if streams == 1 else 64, 16),) * 2, seed=3)
     # One model in one process, and an engine of its own for each run: between two processes, threads and memory differ
     # by more than what is measured.
-    text, runner = Text(given.model), on_cpu(given.model, streams * 512)
+    text, runner = Text(given.model), ModelRunner.load(given.model, ON_CPU, streams * 512)
     loads: dict[bool, EngineLoad] = {}
 
     def seconds_per_token(ngram_drafts: bool) -> float:

@@ -18,25 +18,24 @@ from .engine_served import Request
 CACHES = ("dynamic", "static")
 
 _PAGES, _STEP_TOKENS = 64, 512
-"""Of continuous batching: room for all that runs here, in pages of 256 tokens. Left to itself it fills 60 % of the
-memory, which takes a minute and a half."""
+"""Of continuous batching on a CPU: room for all that runs here."""
 _PATIENCE_S = 120.0
 
 
-def _load(directory: Path, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
+def _load(directory: Path, dtype: torch.dtype, device: str, **more: Any) -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **more).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **more).eval().to(device)
 
 
 class Generate:
     """Eager `generate`, greedy; it goes on for all streams until the longest has ended."""
 
-    def __init__(self, directory: Path, cache: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, directory: Path, cache: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         """`cache` is one of CACHES."""
-        self._model = _load(directory, dtype)
+        self._model = _load(directory, dtype, device)
         self._settings = copy.deepcopy(self._model.generation_config)
         self._settings.update(do_sample=False, eos_token_id=None, cache_implementation=cache, disable_compile=True)
 
@@ -45,8 +44,10 @@ class Generate:
         longest = max(len(prompt) for prompt, _ in requests)
         most = max(tokens for _, tokens in requests)
         padding = [longest - len(prompt) for prompt, _ in requests]
-        ids = torch.tensor([[0] * pad + list(prompt) for pad, (prompt, _) in zip(padding, requests, strict=True)])
-        mask = torch.arange(longest) >= torch.tensor(padding)[:, None]
+        rows = [[0] * pad + list(prompt) for pad, (prompt, _) in zip(padding, requests, strict=True)]
+        device = self._model.device
+        ids = torch.tensor(rows, device=device)
+        mask = torch.arange(longest, device=device) >= torch.tensor(padding, device=device)[:, None]
         began = time.perf_counter()
         with torch.inference_mode():
             out = self._model.generate(
@@ -60,18 +61,27 @@ class Generate:
 class Continuous:
     """Continuous batching, greedy, with its manager kept running; `with` ends it."""
 
-    def __init__(self, directory: Path, streams: int) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        streams: int,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        pages: int = _PAGES,
+        step_tokens: int = _STEP_TOKENS,
+    ) -> None:
+        """`pages` of 256 tokens each; left to itself it fills 60 % of the memory, which takes minutes on a CPU."""
         import transformers
 
         settings = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         config = transformers.ContinuousBatchingConfig(
-            num_blocks=_PAGES,
-            max_batch_tokens=_STEP_TOKENS,
+            num_blocks=pages,
+            max_batch_tokens=step_tokens,
             max_requests_per_batch=streams,
             # The same prompts come again in every pair; neither side may find them.
             allow_block_sharing=False,
         )
-        model = _load(directory, attn_implementation="sdpa")
+        model = _load(directory, dtype, device, attn_implementation="sdpa")
         self._manager = model.init_continuous_batching(settings, continuous_batching_config=config)
         self._manager.start()
 

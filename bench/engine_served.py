@@ -93,9 +93,7 @@ class Stream:
             raise TiermeshError(f"a stream gave {len(self.ids)} ids in {_PATIENCE_S:g} s")
 
 
-def on_cpu(directory: Path, pool_tokens: int) -> ModelRunner:
-    """A model directory's runner on the CPU in float32."""
-    return ModelRunner.load(directory, Placement(torch.device("cpu"), torch.float32), pool_tokens)
+ON_CPU = Placement(torch.device("cpu"), torch.float32)
 
 
 class Served:
@@ -107,9 +105,9 @@ class Served:
         self._tenants = itertools.count()
 
     @classmethod
-    def model(cls, directory: Path, config: EngineConfig, pool_tokens: int) -> Self:
-        """Serves a model directory on the CPU in float32."""
-        return cls(on_cpu(directory, pool_tokens), Text(directory), config)
+    def model(cls, directory: Path, config: EngineConfig, pool_tokens: int, placement: Placement = ON_CPU) -> Self:
+        """Serves a model directory."""
+        return cls(ModelRunner.load(directory, placement, pool_tokens), Text(directory), config)
 
     def __enter__(self) -> Self:
         return self

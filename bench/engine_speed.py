@@ -6,6 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence as Many
+from pathlib import Path
 
 import torch
 
@@ -92,7 +93,7 @@ def _roofline(given: Setting, ours: Served, requests: Many[Request]) -> dict[str
     steps, began = ours.load.steps, time.perf_counter()
     ours.rate(requests)
     step_s = (time.perf_counter() - began) / (ours.load.steps - steps)
-    weights = weight_bytes(given)
+    weights = weight_bytes(given.model)
     return {
         "step_s": step_s,
         "weight_bytes": weights,
@@ -113,9 +114,9 @@ def copy_bandwidth() -> float:
     return on_own_thread(copy)
 
 
-def weight_bytes(given: Setting) -> int:
+def weight_bytes(directory: Path) -> int:
     """Of all matrices that a step multiplies with, at two bytes each; embeddings count as the head alone."""
-    arch = read_architecture(given.model)
+    arch = read_architecture(directory)
     attention = (2 * arch.heads + 2 * arch.kv_heads) * arch.head_dim * arch.hidden
     layer = attention + 3 * arch.hidden * arch.intermediate
     return 2 * (arch.layers * layer + arch.vocab_size * arch.hidden)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .architecture import Architecture
 from .checkpoint import Checkpoint, Report
-from .linear import Linear, linear
+from .linear import Linear, linear, linear_to_float32
 
 Shapes = dict[str, tuple[int, ...]]
 """Of tensors, by name."""
@@ -50,7 +50,7 @@ class Weights:
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Linear
-    """hidden → vocabulary, in float32: its logits decide between ids."""
+    """hidden → vocabulary, its results in float32: logits decide between ids."""
 
 
 def load_weights(
@@ -128,7 +128,9 @@ class _Assembly:
         layers = tuple(self._layer(f"model.layers.{i}.") for i in range(self._arch.layers))
         norm = self._copy("model.norm.weight")
         head = embedding if self._arch.tied else self._files.read("lm_head.weight")
-        return Weights(embedding, layers, norm, linear(head.to(self._device, torch.float32)))
+        if self._device.type == "cuda":
+            head = head.to(self._device, self._dtype)
+        return Weights(embedding, layers, norm, linear_to_float32(head))
 
     def _layer(self, layer: str) -> LayerWeights:
         arch = self._arch

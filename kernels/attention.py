@@ -34,6 +34,9 @@ def attend(query: Tensor, kv: Tensor, group: Group, window: int | None) -> Tenso
     keys, values = past[:, :, 0].transpose(1, 2), past[:, :, 1].transpose(1, 2)
     query = query.view(size, length, kv_heads, share, head_dim).permute(0, 2, 1, 3, 4)
     query = query.reshape(size, kv_heads, length * share, head_dim)
+    if query.is_cuda:
+        # A view still, where rows lie apart: torch's kernels read 16 bytes at once, and don't look how far apart.
+        query = query.contiguous()
     mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=group.mask(window, share))
     mixed = mixed.view(size, kv_heads, length, share, head_dim).permute(0, 2, 1, 3, 4)
     return mixed.reshape(size * length, -1)

@@ -1,7 +1,8 @@
 """Rotary positions and the KV write in Triton; see `rope_kv_write.py` for what they compute.
 
 A program takes a tile of one row's query and key heads: it rotates them in registers, writes queries back in place, and
-keys with their values straight into the slot. Keys are never written twice.
+keys with their values straight into the slot. Keys are never written twice. Memory is read and written in whole heads;
+what is real and what imaginary parts in registers.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def rope_kv_write(
             HEAD_DIM=head_dim,
             NORM=norms is not None,
             TILE=tile,
-            HALF=triton.next_power_of_2(head_dim // 2),
+            WIDE=triton.next_power_of_2(head_dim),
         )
 
 
@@ -63,32 +64,28 @@ def _kernel(
     HEAD_DIM: tl.constexpr,
     NORM: tl.constexpr,
     TILE: tl.constexpr,
-    HALF: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * TILE + tl.arange(0, TILE))[:, None]
-    pair = 2 * tl.arange(0, HALF)[None, :]
-    inside = pair < HEAD_DIM
+    lane = tl.arange(0, WIDE)[None, :]
+    inside = lane < HEAD_DIM
     queries = (head < HEADS) & inside
     keys = (head >= HEADS) & (head < HEADS + KV_HEADS) & inside
-    at = qkv + row * stride + head * HEAD_DIM + pair
-    real = tl.load(at, mask=queries | keys, other=0.0).to(tl.float32)
-    imaginary = tl.load(at + 1, mask=queries | keys, other=0.0).to(tl.float32)
+    at = qkv + row * stride + head * HEAD_DIM + lane
+    heads = tl.load(at, mask=queries | keys, other=0.0).to(tl.float32)
     if NORM:
-        scale = 1.0 / tl.sqrt(tl.sum(real * real + imaginary * imaginary, axis=1) / HEAD_DIM + epsilon)
-        weight = tl.where(head < HEADS, query_norm + pair, key_norm + pair)
-        real *= scale[:, None] * tl.load(weight, mask=queries | keys, other=0.0).to(tl.float32)
-        imaginary *= scale[:, None] * tl.load(weight + 1, mask=queries | keys, other=0.0).to(tl.float32)
-    cosine = tl.load(turn + row * HEAD_DIM + pair, mask=inside, other=0.0)
-    sine = tl.load(turn + row * HEAD_DIM + pair + 1, mask=inside, other=0.0)
-    turned_real = (real * cosine - imaginary * sine).to(qkv.dtype.element_ty)
-    turned_imaginary = (real * sine + imaginary * cosine).to(qkv.dtype.element_ty)
-    tl.store(at, turned_real, mask=queries)
-    tl.store(at + 1, turned_imaginary, mask=queries)
+        scale = 1.0 / tl.sqrt(tl.sum(heads * heads, axis=1) / HEAD_DIM + epsilon)
+        weight = tl.where(head < HEADS, query_norm + lane, key_norm + lane)
+        heads *= scale[:, None] * tl.load(weight, mask=queries | keys, other=0.0).to(tl.float32)
+    turns = tl.load(turn + row * HEAD_DIM + lane, mask=inside, other=0.0)
+    real, imaginary = tl.split(tl.reshape(heads, [TILE, WIDE // 2, 2]))
+    cosine, sine = tl.split(tl.reshape(turns, [1, WIDE // 2, 2]))
+    turned = tl.join(real * cosine - imaginary * sine, real * sine + imaginary * cosine)
+    turned = tl.reshape(turned, [TILE, WIDE]).to(qkv.dtype.element_ty)
+    tl.store(at, turned, mask=queries)
     # 64 bits: a pool has more elements than 32 can count.
-    cell = kv + tl.load(slots + row).to(tl.int64) * (2 * KV_HEADS * HEAD_DIM) + (head - HEADS) * HEAD_DIM + pair
-    tl.store(cell, turned_real, mask=keys)
-    tl.store(cell + 1, turned_imaginary, mask=keys)
-    value = at + KV_HEADS * HEAD_DIM
-    tl.store(cell + KV_HEADS * HEAD_DIM, tl.load(value, mask=keys, other=0.0), mask=keys)
-    tl.store(cell + KV_HEADS * HEAD_DIM + 1, tl.load(value + 1, mask=keys, other=0.0), mask=keys)
+    cell = kv + tl.load(slots + row).to(tl.int64) * (2 * KV_HEADS * HEAD_DIM) + (head - HEADS) * HEAD_DIM + lane
+    tl.store(cell, turned, mask=keys)
+    value = tl.load(at + KV_HEADS * HEAD_DIM, mask=keys, other=0.0)
+    tl.store(cell + KV_HEADS * HEAD_DIM, value, mask=keys)
