@@ -14,7 +14,7 @@ from ..cache.keys import CacheKey, cacheable, exact_key
 from ..cache.port import Keeping
 from ..cache.recorder import Recorder
 from ..common import inference_stub
-from ..common.errors import Cancelled, Draining, RequestIdReused, TiermeshError
+from ..common.errors import Cancelled, Draining, QuotaExceeded, RequestIdReused, TiermeshError
 from ..common.frames import UsageReport
 from ..common.inference_servicer import Caller, bearer
 from ..common.types import (
@@ -32,6 +32,7 @@ from ..common.types import (
     Started,
     Timing,
     Tokens,
+    Usage,
 )
 from ..common.validate import check_prompt_length, check_request, check_score_request
 from .answer import Answer
@@ -233,6 +234,8 @@ class EdgeService:
                 task.cancel()
                 await asyncio.shield(asyncio.gather(task, return_exceptions=True))
             self._settle(running, session)
+            if not _refused(task, session):
+                self._report(running, session)
 
     def _noted(self, running: _Running, tokens: Tokens) -> Tokens:
         metrics = self._node.metrics
@@ -244,8 +247,8 @@ class EdgeService:
         return tokens
 
     def _settle(self, running: _Running, session: Session) -> None:
-        """Metrics and the usage report of an answer that has ended, however it did."""
-        metrics, request, answer = self._node.metrics, running.request, session.answer
+        """What an answer that has ended, however it did, leaves in the metrics and for the audits."""
+        metrics, answer = self._node.metrics, session.answer
         for decision, count in session.decisions.items():
             metrics.decisions.labels(decision.value).inc(count)
         tab = session.tab
@@ -255,10 +258,16 @@ class EdgeService:
         metrics.labels.labels("true").inc(tab.labelled - tab.wrong)
         metrics.labels.labels("false").inc(tab.wrong)
         metrics.degraded.inc(answer.degraded)
-        usage = session.finished(answer.reason or FinishReason.CANCELLED).usage
         if running.first_s is not None and len(answer.ids) > 1:
             took_s = time.perf_counter() - running.begun
             metrics.tpot.observe((took_s - running.first_s) / (len(answer.ids) - 1))
+        ending = () if answer.end_id is None else (answer.end_id,)
+        prompt_tokens = _usage(session).prompt_tokens
+        self._node.audits.ended(tab, running.request, running.grant.tenant.name, prompt_tokens, (*answer.ids, *ending))
+
+    def _report(self, running: _Running, session: Session) -> None:
+        """To the router, which charges the tenant for it."""
+        request, answer, tab, usage = running.request, session.answer, session.tab, _usage(session)
         self._node.upstream.report(
             UsageReport(
                 request_id=request.request_id,
@@ -276,8 +285,6 @@ class EdgeService:
                 wrong_tokens=tab.wrong,
             )
         )
-        ending = () if answer.end_id is None else (answer.end_id,)
-        self._node.audits.ended(tab, request, running.grant.tenant.name, usage.prompt_tokens, (*answer.ids, *ending))
 
     @contextlib.contextmanager
     def _registered(self, running: _Running) -> Iterator[None]:
@@ -291,3 +298,16 @@ class EdgeService:
                 yield
         finally:
             del self._running[place]
+
+
+def _usage(session: Session) -> Usage:
+    return session.finished(session.answer.reason or FinishReason.CANCELLED).usage
+
+
+def _refused(task: asyncio.Task[Finished], session: Session) -> bool:
+    """Whether the router refused a tenant over its limit. Charged for that it would stay over it, however long it waits
+    before it tries again.
+    """
+    if task.cancelled() or session.answer.ids:
+        return False
+    return isinstance(task.exception(), QuotaExceeded)

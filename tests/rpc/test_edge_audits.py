@@ -15,6 +15,8 @@ import pytest
 from tiermesh import AsyncClient, Retry
 from tiermesh.common.clock import MonotonicClock
 from tiermesh.common.config import default_mesh
+from tiermesh.common.config_types import TenantLimits
+from tiermesh.common.errors import QuotaExceeded
 from tiermesh.common.frames import Open
 from tiermesh.common.inference_servicer import InferenceServicer
 from tiermesh.common.relay_server import RelayServicer
@@ -27,6 +29,9 @@ from tiermesh.edge.service import EdgeService
 from tiermesh.edge.trust import Decision, Trust
 from tiermesh.edge.units import Unit
 from tiermesh.router.service import RouterService
+
+
+LIMITS = default_mesh({}).tenants[0].limits
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +97,11 @@ class Mesh:
 
 
 @asynccontextmanager
-async def mesh_of(model: Path, worker: str, state_dir: Path | None = None) -> AsyncIterator[Mesh]:
+async def mesh_of(
+    model: Path, worker: str, state_dir: Path | None = None, limits: TenantLimits = LIMITS
+) -> AsyncIterator[Mesh]:
     mesh = default_mesh({})
+    mesh = replace(mesh, tenants=tuple(replace(tenant, limits=limits) for tenant in mesh.tenants))
     router = RouterService(replace(mesh, router=replace(mesh.router, workers=(worker,))), MonotonicClock())
     front, server = RpcServer(), RpcServer()
     front.add_inference(InferenceServicer(router))
@@ -229,3 +237,21 @@ async def test_a_full_queue_gives_up_the_oldest(models: Path, worker: str) -> No
         assert mesh.of_node("audits_total", outcome="dropped") == 6
         assert (tab.account.forfeited, tab.account.pending) == (6, 64)
         assert mesh.of_node("unlabelled_tokens", tenant="demo") == 64
+
+
+async def test_a_refusal_over_the_limit_costs_nothing(models: Path, worker: str) -> None:
+    """Whoever tries again when told gets in: charged for each refusal, a tenant would stay over its limit for ever."""
+    async with mesh_of(models / "twin", worker, limits=replace(LIMITS, requests_per_minute=3)) as mesh:
+
+        async def ask() -> float | None:
+            try:
+                await mesh.client.generate("dim the lights", max_tokens=4, quality="exact", cache="bypass")
+            except QuotaExceeded as refused:
+                return refused.retry_after_s
+            return None
+
+        delays = [delay for delay in [await ask() for _ in range(12)] if delay is not None]
+        # Frames keep their order: what the last request was told, it was told behind the reports of all before it.
+        assert len(delays) >= 6
+        assert delays == sorted(delays, reverse=True)
+        assert delays[-1] < 20, "3 requests a minute, one of which is free in 20 s at most"
