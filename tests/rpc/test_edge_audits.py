@@ -30,7 +30,6 @@ from tiermesh.edge.trust import Decision, Trust
 from tiermesh.edge.units import Unit
 from tiermesh.router.service import RouterService
 
-
 LIMITS = default_mesh({}).tenants[0].limits
 
 
