@@ -83,7 +83,8 @@ def write_model(directory: Path, shape: str) -> None:
     )
     torch.manual_seed(0)
     with torch.device("cuda"):
-        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+        model: Any = transformers.LlamaForCausalLM(config)
+    model.to(torch.bfloat16)
     model.save_pretrained(directory)
     for path in (starter() / "cloud").glob("token*"):
         shutil.copy(path, directory)
