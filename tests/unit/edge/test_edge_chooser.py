@@ -90,14 +90,14 @@ def measured(travel_s: float, stream_s: float) -> Pace:
 
 
 @given(travel=st.floats(1e-4, 0.2), acceptance=st.floats(0.1, 1.0), excess=st.floats(0.5, 2.0))
-def test_a_pass_is_worth_a_fifth_of_the_time(travel: float, acceptance: float, excess: float) -> None:
+def test_a_pass_is_worth_three_tenths_of_the_time(travel: float, acceptance: float, excess: float) -> None:
     pace = measured(travel, 1.0)
     pace.acceptance.value = acceptance
     course = Course(pace, may_be_alone=False)
     asking_s = asking_s_per_token(EDGE_S, travel + VERIFY_S, course.acceptance, 0.0, course.unit_tokens)
     pace.stream_step_s.value = asking_s / excess
-    if abs(excess - 1.2) > 1e-6:
-        assert prefers_streaming(course, None) is (excess > 1.2)
+    if abs(excess - 1.3) > 1e-6:
+        assert prefers_streaming(course, None) is (excess > 1.3)
 
 
 def learned() -> Pace:
