@@ -37,6 +37,7 @@ _IDLE = 50
 """Requests that tell what the first token takes when nobody else asks."""
 _RETRIES, _LADDERS = 0.3, 0.1
 _NO_LIMIT = 10**9
+_FINISHED = ("stop", "length")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -101,6 +102,7 @@ def _of(asked: Asked) -> dict[str, Any]:
             for tenant, tier in _SHARES
         },
         "admitted": dict(Counter(outcome.ended for outcome in asked.outcomes if outcome.admitted)),
+        "lost": _of_lost([outcome for outcome in asked.outcomes if outcome.admitted]),
         "not_admitted": dict(Counter(outcome.ended for outcome in asked.outcomes if not outcome.admitted)),
         "retries": _of_retries(asked.retried),
         "ladders": _of_ladders(asked.ladders),
@@ -110,7 +112,7 @@ def _of(asked: Asked) -> dict[str, Any]:
 def _of_tenant(outcomes: Sequence[Outcome], tier: str) -> dict[str, Any]:
     budget_s = _TIERS[tier]["ttft_ms"] / 1000
     first_s = [outcome.ttft_s for outcome in outcomes if outcome.ttft_s is not None]
-    finished = [outcome for outcome in outcomes if outcome.ended in ("stop", "length")]
+    finished = [outcome for outcome in outcomes if outcome.ended in _FINISHED]
     return {
         "tier": tier,
         "offered": len(outcomes),
@@ -123,6 +125,15 @@ def _of_tenant(outcomes: Sequence[Outcome], tier: str) -> dict[str, Any]:
             stage: 1000 * statistics.median(outcome.timings.get(stage, 0.0) for outcome in finished)
             for stage in dict.fromkeys(name for outcome in finished for name in outcome.timings)
         },
+    }
+
+
+def _of_lost(admitted: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    """Of the admitted ones that were not finished, by tier, and whether they had their first token."""
+    lost = [outcome for outcome in admitted if outcome.ended not in _FINISHED]
+    return {
+        "before_first_token": dict(Counter(outcome.tier for outcome in lost if outcome.ttft_s is None)),
+        "after_it": dict(Counter(outcome.tier for outcome in lost if outcome.ttft_s is not None)),
     }
 
 
@@ -171,6 +182,8 @@ def _table(figures: dict[str, Any]) -> str:
     where = {stage: round(ms, 1) for stage, ms in figures["tenants"]["voice"]["median_ms"].items()}
     lines.append(f"realtime, median ms: {where}")
     lines.append(f"admitted, by end: {figures['admitted']}; not admitted: {figures['not_admitted']}")
+    lost = {when: count for when, count in figures["lost"].items() if count}
+    lines.append(f"admitted and lost: {lost or 'none'}")
     retries, ladders = figures["retries"], figures["ladders"]
     if retries["count"]:
         lines.append(f"{retries['count']} retries after the told delay: {retries['admitted']:.1%} admitted")

@@ -5,9 +5,14 @@ fairness gives the others meanwhile, and those who were promised a place before 
 ones, of the tier (`drains.py`) and of the tenant (`backlog.py`), whichever is slower. Nobody is refused on a guess:
 without a measured rate there is no estimated wait, and without anybody ahead no refusal.
 
+Who is taken in is to be brought home, so all that waits counts as ahead, late jobs too, which have their last call
+(`backlog.py`); and since rates swing, who comes without a promise must be in time even if the wait is a quarter longer,
+and nearly twice as long where it would be late. Both cost 3 to 5 % of the goodput at twice the capacity, and of six who
+were lost before five are refused at once or served (`docs/decisions/025-last-call.md`).
+
 A job that can't start within its TTFT budget goes behind all that can. What late jobs are given while they wait is
-measured by itself, since under lasting overload that is nothing and they would wait for their deadlines. Where
-promises are out and mostly taken up, nobody is taken in to be late: it is told when it would be in time.
+measured by itself, since under lasting overload that is nothing before their last call. Where promises are out and
+mostly taken up, nobody is taken in to be late: it is told when it would be in time.
 """
 
 from __future__ import annotations
@@ -15,20 +20,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from ..common.errors import DeadlineExceeded, Overloaded, TiermeshError
 from .drains import Drains
-from .fair import Cost, FairQueue
+from .fair import FairQueue
 from .jobs import Job, TenantRule, TierRule
 from .promises import EARLY_S, MAX_DELAY_S, Promises
 
 UNMEASURED_S = 1.0
 """A rate is known after a second of waiting, see `DrainRate`; who is refused before is told to come back then."""
 _SPREAD = 0.25
-"""A promise is kept even if the wait would be in time only with so much of it less; rates swing by about that."""
-_ALL, _ON_TIME, _LATE = attrgetter("cost"), attrgetter("on_time_cost"), attrgetter("late_cost")
-"""Which jobs of a backlog count, by their cost."""
+"""Rates swing by about that. Who comes is taken in if it were in time even with so much more to wait, and who was
+promised a place if only with so much less."""
 _NOBODY: Mapping[str, float] = {}
 
 
@@ -49,6 +52,7 @@ class Admission:
     ) -> None:
         self.rules: Mapping[str, TierRule] = {}
         self._queues = queues
+        self._highest = next(iter(queues))
         self._tenant = tenant
         self._c_max = largest_cost
         self._drains = Drains(list(queues))
@@ -72,14 +76,16 @@ class Admission:
         if job.deadline <= now:
             return DeadlineExceeded("the deadline had passed when the request came; allow more time")
         promise = self._promises.of(job)
+        # The highest tier waits for nobody else, so its wait swings little, and its refusals cost most.
+        spread = 0.0 if job.tier == self._highest else _SPREAD
         waiting = sum(queue.waiting(job.tenant) for queue in self._queues.values())
         if promise is not None and promise.due <= now + EARLY_S:
-            start_s, expected = self._start_s(job, _NOBODY, spread=_SPREAD), 0.0
+            start_s, expected = self._start_s(job, _NOBODY, -_SPREAD), 0.0
         elif not waiting:  # its turn would go by unused
-            start_s, expected = self._start_s(job, _NOBODY), 0.0
+            start_s, expected = self._start_s(job, _NOBODY, spread), 0.0
         else:
             may_be_late = not self._promises.hold(job)
-            start_s = self._start_s(job, self._promises.ahead(job, promise), may_be_late=may_be_late)
+            start_s = self._start_s(job, self._promises.ahead(job, promise), spread, may_be_late)
             expected = self._promises.expected(job.tenant) - (promise is not None)
         # Without a wait the refusal would rest on a guess about the answer's length alone; a slot is free, so try.
         if now + start_s + job.service_s > job.deadline and self.waits(job):
@@ -103,7 +109,7 @@ class Admission:
 
     def waits(self, job: Job) -> bool:
         """Whether anything is ahead of a job, as far as measured."""
-        return self._wait_s(job, _ALL, _NOBODY) > 0
+        return self._wait_s(job, _NOBODY) > 0
 
     def wait_s(self, job: Job) -> float:
         """Time until a job that comes now starts, behind those who were promised a place before it."""
@@ -114,10 +120,9 @@ class Admission:
         latest_s, on_time_s = patience_s - job.service_s, self.rules[job.tier].ttft_s - job.first_s
         if latest_s <= 0:
             return None
-        promised = self._promises.ahead(job, None)
-        if on_time_s <= 0:  # it is late from the start
-            return self._wait_s(job, _ALL, promised) - latest_s
-        return self._wait_s(job, _ON_TIME, promised) - min(latest_s, on_time_s)
+        # Less a part of the margin that it is judged with when it comes: without, some could come twice as early.
+        wait_s = (1.0 - _SPREAD / 4) * self._wait_s(job, self._promises.ahead(job, None))
+        return wait_s - (min(latest_s, on_time_s) if on_time_s > 0 else latest_s)  # else it is late from the start
 
     def turn_s(self, job: Job) -> float:
         """Time until its tenant's queue has room again, for those who were promised a place before and for this job.
@@ -126,31 +131,29 @@ class Admission:
         """
         tenant, queue = job.tenant, self._queues[job.tier]
         before = self._promises.ahead(job, None).get(tenant, 0.0)
-        cost = before + self._cost(job) + _SPREAD * queue.cost_of(tenant, _ALL)
+        cost = before + self._cost(job) + _SPREAD * queue.cost_of(tenant)
         turn_s = self._drains.seconds(job.tier, cost) / queue.share(tenant, self._weight)
         return max(turn_s, queue.own_wait_s(tenant, cost)) or UNMEASURED_S
 
-    def _start_s(
-        self, job: Job, promised: Mapping[str, float], *, spread: float = 0.0, may_be_late: bool = True
-    ) -> float:
-        """Expected time until a job that comes now starts, when only those who were promised a place come before it.
+    def _start_s(self, job: Job, promised: Mapping[str, float], spread: float = 0.0, may_be_late: bool = True) -> float:
+        """Time until a job that comes now starts, when only those who were promised a place come before it.
 
-        `spread` is how much less it may be to count as in time. Endless if it would be late and may not.
+        `spread` is by what share longer it is thought to be than rates say; where it would be late, by twice that
+        besides. Endless if it would be late and may not.
         """
-        on_time_s = self._wait_s(job, _ON_TIME, promised) * (1.0 - spread)
-        if on_time_s + job.first_s <= self.rules[job.tier].ttft_s:
-            return on_time_s
+        queue, swing = self._queues[job.tier], 1.0 + spread
+        wait_s = self._wait_s(job, promised)
+        if min(swing, 1.0) * wait_s + job.first_s <= self.rules[job.tier].ttft_s:
+            return swing * wait_s
         if not may_be_late:
             return math.inf
-        queue = self._queues[job.tier]
-        late_s = queue.late_wait_s(job.tenant, queue.cost_of(job.tenant, _LATE) + self._cost(job))
-        return max(on_time_s, late_s or self._wait_s(job, _ALL, promised))
+        return (1.0 + 2.0 * spread) * max(swing * wait_s, queue.late_wait_s(job.tenant, self._cost(job)))
 
-    def _wait_s(self, job: Job, which: Cost, promised: Mapping[str, float]) -> float:
-        """Time until those of the waiting jobs that count, and who was promised a place, have been served."""
+    def _wait_s(self, job: Job, promised: Mapping[str, float]) -> float:
+        """Time until those who wait, and who was promised a place, have been served."""
         queue, tenant = self._queues[job.tier], job.tenant
-        ahead = queue.ahead(tenant, self._cost(job), self._weight, which, promised) if queue or promised else 0.0
-        own = queue.cost_of(tenant, which) + promised.get(tenant, 0.0)
+        ahead = queue.ahead(tenant, self._cost(job), self._weight, promised) if queue or promised else 0.0
+        own = queue.cost_of(tenant) + promised.get(tenant, 0.0)
         return max(self._drains.seconds(job.tier, ahead), queue.own_wait_s(tenant, own))
 
     def _cost(self, job: Job) -> float:

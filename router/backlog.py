@@ -5,7 +5,8 @@ large α gives shortest remaining time first. The level says how much service th
 
 A job that can't have its first token within the TTFT budget any more goes behind all that can. Under overload earliest
 deadline first serves whoever is about to be late, so that soon everybody is; the late one has lost its first promise
-anyway, and its deadline is usually far. It still goes before an idle slot, and ends at its deadline at the latest.
+anyway, and its deadline is usually far. It still goes before an idle slot, and at its last call, when it must start to
+end by its deadline, before all others: who was taken in is brought home, and the rest of the overload is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Waiting:
     cost: float = field(compare=False)
     on_time_until: float = field(compare=False)
     """When it must start to have its first token within its TTFT budget, in monotonic seconds."""
+    last_call: float = field(compare=False, default=math.inf)
+    """When it must start to end by its deadline, with some time to spare."""
 
     def __deepcopy__(self, memo: object) -> Waiting:
         """Nothing changes it, so copies of a queue share it."""
@@ -59,7 +62,8 @@ class Backlog:
         self.drain = DrainRate()
         """What the tenant is given while it waits, whether for slots or for its own limit."""
         self.late_drain = DrainRate()
-        """What its late jobs are given while they wait; under lasting overload that comes to nothing."""
+        """What its late jobs are given while they wait, before their last call; under lasting overload that comes to
+        nothing."""
         self._at = 0.0
         self._late_jobs: set[int] = set()
         self._jobs: dict[int, Waiting] = {}
@@ -67,6 +71,8 @@ class Backlog:
         self._late: list[Waiting] = []
         self._turns: list[tuple[float, int]] = []
         """When each job in the heap will be late."""
+        self._calls: list[tuple[float, int]] = []
+        """The last call of each late job."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -84,14 +90,13 @@ class Backlog:
         """How many go last."""
         return len(self._late_jobs)
 
-    @property
-    def on_time_cost(self) -> float:
-        """Of the others."""
-        return self.cost - self.late_cost if len(self._late_jobs) < len(self._jobs) else 0.0
-
     def first(self, now: float) -> Waiting:
         """Who is next; there must be one."""
         self.sort_out(now)
+        while self._calls and self._calls[0][0] <= now:
+            if (called := self._jobs.get(self._calls[0][1])) is not None:
+                return called
+            heapq.heappop(self._calls)
         for heap in (self._heap, self._late):
             while heap:
                 if heap[0].job in self._jobs and (heap[0].job in self._late_jobs) == (heap is self._late):
@@ -111,8 +116,9 @@ class Backlog:
             self._heap.clear()
             self._late.clear()
             self._turns.clear()
-        elif len(self._turns) + len(self._late) > 2 * len(self._jobs) + 64:  # most of their jobs have left
-            self._rebuild()
+            self._calls.clear()
+        elif len(self._turns) + len(self._late) + len(self._calls) > 4 * len(self._jobs) + 64:
+            self._rebuild()  # most of their jobs have left
         return item
 
     def sort_out(self, now: float) -> None:
@@ -122,13 +128,14 @@ class Backlog:
             item = self._jobs.get(heapq.heappop(self._turns)[1])
             if item is not None:
                 heapq.heappush(self._late, item)
+                heapq.heappush(self._calls, (item.last_call, item.job))
                 self._late_jobs.add(item.job)
                 self.late_cost += item.cost
 
     def served(self, item: Waiting, now: float) -> None:
         """One that had to wait has left for a slot."""
         self.drain.left(item.cost)
-        if item.on_time_until < now:
+        if item.on_time_until < now < item.last_call:
             self.late_drain.left(item.cost)
 
     def _pass(self, now: float) -> None:
@@ -143,6 +150,8 @@ class Backlog:
         self._late = [item for item in self._jobs.values() if item.job in self._late_jobs]
         self._heap = [item for item in self._jobs.values() if item.job not in self._late_jobs]
         self._turns = [(item.on_time_until, item.job) for item in self._heap]
-        for heap in (self._late, self._heap):
-            heapq.heapify(heap)
+        self._calls = [(item.last_call, item.job) for item in self._late]
+        heapq.heapify(self._late)
+        heapq.heapify(self._heap)
         heapq.heapify(self._turns)
+        heapq.heapify(self._calls)

@@ -21,8 +21,6 @@ from collections.abc import Callable, Mapping
 
 from .backlog import Backlog, Waiting
 
-Cost = Callable[[Backlog], float]
-"""Of those of a tenant's waiting jobs that count."""
 _NOTHING: Mapping[str, float] = {}
 
 
@@ -66,10 +64,10 @@ class FairQueue:
         """Jobs of a tenant that wait."""
         return len(self._waiting.get(tenant, ()))
 
-    def cost_of(self, tenant: str, waiting: Cost) -> float:
-        """Cost of those of a tenant's jobs that count."""
+    def cost_of(self, tenant: str) -> float:
+        """Cost of a tenant's jobs."""
         own = self._waiting.get(tenant)
-        return waiting(own) if own else 0.0
+        return own.cost if own else 0.0
 
     def push(self, tenant: str, item: Waiting, weight: float, now: float) -> None:
         """A job arrives."""
@@ -146,32 +144,31 @@ class FairQueue:
         return backlog.drain.seconds(cost) if backlog else 0.0
 
     def late_wait_s(self, tenant: str, cost: float) -> float:
-        """Until its late jobs have been given this much; 0 where nothing was measured, endless if they get nothing."""
+        """Until its late jobs and one more of this cost have been served before their last call; 0 where nothing was
+        measured, endless if nothing is given to them."""
         backlog = self._all.get(tenant)
         if backlog is None:
             return 0.0
-        return math.inf if backlog.late_drain.stuck else backlog.late_drain.seconds(cost)
+        return math.inf if backlog.late_drain.stuck else backlog.late_drain.seconds(backlog.late_cost + cost)
 
     def ahead(
         self,
         tenant: str,
         cost: float,
         weight: Callable[[str], float],
-        waiting: Cost,
         promised: Mapping[str, float] = _NOTHING,
     ) -> float:
         """Cost that is served before a job of this cost that came now, when no other comes but those `promised`.
 
         The tenant's own jobs are, and of each other tenant as much as its weight earns in the same time: a flood of one
-        tenant does not make the others wait for all of it. `waiting` says which of the jobs count; what a tenant is
-        promised a place for counts with them.
+        tenant does not make the others wait for all of it. What a tenant is promised a place for counts with them.
         """
-        before = self.cost_of(tenant, waiting) + promised.get(tenant, 0.0)
+        before = self.cost_of(tenant) + promised.get(tenant, 0.0)
         per_weight = (before + cost) / weight(tenant)
         total = before
         for name, backlog in self._waiting.items():
             if name != tenant:
-                other = waiting(backlog) + promised[name] if name in promised else waiting(backlog)
+                other = backlog.cost + promised[name] if name in promised else backlog.cost
                 most = per_weight * backlog.weight
                 total += other if other < most else most
         for name, expected in promised.items():

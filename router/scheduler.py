@@ -21,6 +21,8 @@ from .lags import Lags
 
 SLICE_TOKENS = 1024.0
 """Service after which a conversation sinks by a level, in cost."""
+_TO_SPARE = 2.0
+"""A late job is called when this many times its expected time is left to its deadline."""
 _LATENCY_SENSITIVE = 1.5
 """How much longer a slice of the highest tier is: it serves those who wait for each turn."""
 
@@ -234,7 +236,8 @@ class Scheduler:
         key = now + rule.ttft_s + sunk_s + self._alpha * job.service_s
         on_time_until = now + rule.ttft_s - job.first_s
         self._waiting[job.number] = _Held(job, now)
-        item = Waiting(key, job.number, self._cost(job), on_time_until)
+        last_call = job.deadline - _TO_SPARE * job.service_s
+        item = Waiting(key, job.number, self._cost(job), on_time_until, last_call)
         self._queues[job.tier].push(job.tenant, item, self._weight(job.tenant), now)
         if len(self._deadlines) > 2 * len(self._waiting) + 64:  # most of its jobs have left the queue
             self._deadlines = [(held.job.deadline, number) for number, held in self._waiting.items()]

@@ -20,6 +20,7 @@ def test_a_refusal_and_a_late_first_token_are_misses_of_the_offered() -> None:
     assert (voice["offered"], voice["refused"], voice["finished"], voice["tokens"]) == (4, 1, 2, 12)
     assert voice["ttft_attained"] == 0.25
     assert figures["admitted"] == {"stop": 1, "length": 1, "UNAVAILABLE": 1}
+    assert figures["lost"] == {"before_first_token": {"realtime": 1}, "after_it": {}}
     assert figures["retries"] == {"count": 4, "admitted": 0.75}
 
 

@@ -118,13 +118,16 @@ def test_a_limit_of_the_tenant_s_own_tells_nothing_of_the_tier() -> None:
 
 
 def test_who_can_not_be_in_time_is_taken_as_long_as_late_ones_are_served() -> None:
-    """Late ones go last; while nothing is left for them, nobody is taken in to join them."""
+    """Late ones go last; while nothing is left for them, nobody is taken in to join them.
+
+    Those who are late when an overload ends leave little room to who comes until they are served or out of time.
+    """
     tiers = [TierRule("only", 2.0, 0.1)]
     schedule = Scheduler(tiers, lambda _: TenantRule(1.0, 99, 999), largest_cost=100.0)
     schedule.slots = 1
     number = 0
     verdicts = []
-    for step in range(400):
+    for step in range(600):
         now = 0.1 * step
         for decision in schedule.decide(now):
             if isinstance(decision, Dispatch):
@@ -135,7 +138,8 @@ def test_who_can_not_be_in_time_is_taken_as_long_as_late_ones_are_served() -> No
             verdicts.append((now, bool(refused)))
     assert not any(refused for now, refused in verdicts if now < 11)
     assert any(refused for now, refused in verdicts if 15 < now < 20)
-    assert not any(refused for now, refused in verdicts if now > 25)
+    assert sum(refused for now, refused in verdicts if 25 < now < 45) < 0.1 * 200
+    assert not any(refused for now, refused in verdicts if now > 45)
 
 
 def test_what_became_hopeless_while_it_waited_is_refused_when_it_is_due() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -16,17 +17,21 @@ TIERS = [TierRule("high", 1.0, 0.1), TierRule("low", 1.0, 0.1)]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=30), st.integers(0, 99))
-def test_on_time_by_key_then_late_by_key(jobs: list[tuple[float, float]], seed: int) -> None:
+@given(st.lists(st.tuples(*[st.floats(0, 9)] * 3), min_size=1, max_size=30), st.integers(0, 99))
+def test_late_ones_at_their_last_call_then_on_time_by_key_then_late_by_key(
+    jobs: list[tuple[float, float, float]], seed: int
+) -> None:
     rng = random.Random(seed)
     backlog = Backlog()
-    waiting = {number: Waiting(key, number, 1.0, until) for number, (key, until) in enumerate(jobs)}
+    waiting = {
+        number: Waiting(key, number, 1.0, until, until + spare) for number, (key, until, spare) in enumerate(jobs)
+    }
     for item in waiting.values():
         backlog.push(item, 0.0)
     now = 0.0
     while waiting:
         now += rng.uniform(0, 2)
-        expected = min(waiting.values(), key=lambda item: (item.on_time_until < now, item.key, item.job))
+        expected = min(waiting.values(), key=partial(rank, now))
         assert backlog.first(now) == expected
         gone = rng.choice([expected.job, *waiting])
         del waiting[gone]
@@ -35,7 +40,25 @@ def test_on_time_by_key_then_late_by_key(jobs: list[tuple[float, float]], seed: 
         assert backlog.cost == pytest.approx(len(waiting))
         late = sum(item.on_time_until < now for item in waiting.values())
         assert (backlog.late, backlog.late_cost) == (late, late)
-        assert backlog.on_time_cost == len(waiting) - late
+
+
+def rank(now: float, item: Waiting) -> tuple[float, ...]:
+    if item.on_time_until < now and item.last_call <= now:
+        return 0, item.last_call, item.job
+    return 1 + (item.on_time_until < now), item.key, item.job
+
+
+def test_service_at_the_last_call_lets_nobody_in_to_be_late() -> None:
+    """Late ones get nothing before it, so who comes and would be late is not told that it gets something."""
+    backlog = Backlog()
+    backlog.push(called := Waiting(0.0, 0, 1.0, 1.0, 5.0), 0.0)
+    backlog.push(early := Waiting(0.0, 1, 1.0, 1.0, 9.0), 0.0)
+    for now in (2.0, 6.0):
+        backlog.sort_out(now)
+    backlog.served(called, 6.0)
+    assert backlog.late_drain.stuck
+    backlog.served(early, 6.0)
+    assert not backlog.late_drain.stuck
 
 
 def test_jobs_that_left_are_forgotten() -> None:
@@ -45,7 +68,7 @@ def test_jobs_that_left_are_forgotten() -> None:
         backlog.push(Waiting(float(number), number, 1.0, float(number % 7)), 3.0)
         backlog.first(3.0)
         backlog.remove(number, 3.0)
-    assert len(backlog._turns) + len(backlog._late) + len(backlog._heap) < 400
+    assert len(backlog._turns) + len(backlog._late) + len(backlog._calls) + len(backlog._heap) < 400
 
 
 def test_levels_double() -> None:
