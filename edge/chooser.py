@@ -28,7 +28,7 @@ _WORTH_A_PASS = 1.3
 """Asking may take so many times the stream's time per token. A streamed token takes a whole pass of the cloud, an asked
 unit takes one for all of its tokens; and a hand-over is for good, while what it is judged by is uncertain. So patience
 is also faster up to 1.2, where simulated hard answers over 1 to 15 ms took at most 1.03 times the best way's time; at
-1.0, 1.14. From 1.2 to 1.3 the mix in `bounded` saves 40 % of its passes (0.24 and 0.14 per token)."""
+1.0, 1.14. What more saves in passes and costs in time: docs/decisions/013-hand-over.md."""
 
 _SURENESS = (0.7, 0.8, 0.9, 0.97)
 """Borders between the classes, in geometric means of the edge model's own probabilities over the answer so far."""
