@@ -70,7 +70,7 @@ class Continuous:
         pages: int = _PAGES,
         step_tokens: int = _STEP_TOKENS,
     ) -> None:
-        """`pages` of 256 tokens each; left to itself it fills 60 % of the memory, which takes minutes on a CPU."""
+        """`pages` of 256 tokens each; left to itself it fills 60 % of the memory, in a minute and a half on a CPU."""
         import transformers
 
         settings = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)

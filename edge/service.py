@@ -233,9 +233,10 @@ class EdgeService:
             if not task.done():
                 task.cancel()
                 await asyncio.shield(asyncio.gather(task, return_exceptions=True))
-            self._settle(running, session)
+            usage = session.finished(session.answer.reason or FinishReason.CANCELLED).usage
+            self._settle(running, session, usage)
             if not _refused(task, session):
-                self._report(running, session)
+                self._report(running, session, usage)
 
     def _noted(self, running: _Running, tokens: Tokens) -> Tokens:
         metrics = self._node.metrics
@@ -246,7 +247,7 @@ class EdgeService:
         running.recorder.add(tokens)
         return tokens
 
-    def _settle(self, running: _Running, session: Session) -> None:
+    def _settle(self, running: _Running, session: Session, usage: Usage) -> None:
         """What an answer that has ended, however it did, leaves in the metrics and for the audits."""
         metrics, answer = self._node.metrics, session.answer
         for decision, count in session.decisions.items():
@@ -262,12 +263,12 @@ class EdgeService:
             took_s = time.perf_counter() - running.begun
             metrics.tpot.observe((took_s - running.first_s) / (len(answer.ids) - 1))
         ending = () if answer.end_id is None else (answer.end_id,)
-        prompt_tokens = _usage(session).prompt_tokens
-        self._node.audits.ended(tab, running.request, running.grant.tenant.name, prompt_tokens, (*answer.ids, *ending))
+        tenant = running.grant.tenant.name
+        self._node.audits.ended(tab, running.request, tenant, usage.prompt_tokens, (*answer.ids, *ending))
 
-    def _report(self, running: _Running, session: Session) -> None:
+    def _report(self, running: _Running, session: Session, usage: Usage) -> None:
         """To the router, which charges the tenant for it."""
-        request, answer, tab, usage = running.request, session.answer, session.tab, _usage(session)
+        request, answer, tab = running.request, session.answer, session.tab
         self._node.upstream.report(
             UsageReport(
                 request_id=request.request_id,
@@ -300,14 +301,8 @@ class EdgeService:
             del self._running[place]
 
 
-def _usage(session: Session) -> Usage:
-    return session.finished(session.answer.reason or FinishReason.CANCELLED).usage
-
-
 def _refused(task: asyncio.Task[Finished], session: Session) -> bool:
-    """Whether the router refused a tenant over its limit. Charged for that it would stay over it, however long it waits
-    before it tries again.
-    """
+    """Whether the router refused a tenant over its limit. Charged for that, it would never get in, however it waits."""
     if task.cancelled() or session.answer.ids:
         return False
     return isinstance(task.exception(), QuotaExceeded)
