@@ -24,16 +24,16 @@ def rms_norm(rows: Tensor, weight: Tensor, epsilon: float, residual: Tensor | No
 def normalize(rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """RMSNorm alone, over the last dimension of any shape.
 
-    In float32 on a CPU the mean square is a product by a constant column: with that a norm takes 7.5 µs instead of the
-    14 µs of `F.rms_norm` (1 row of 384), which torch runs there as seven operations, and a pass has 17 or more.
+    In float32 on a CPU it goes by the length of each row: so a norm takes 6 µs, not the 9 µs of `F.rms_norm` (1 row
+    of 384), which torch runs there as seven operations, and a pass has 17 or more. A product with a constant column is
+    as fast, but gives a row other bits when others are beside it.
     """
     if rows.dtype is not torch.float32 or rows.device.type != "cpu" or rows.ndim != 2:
         return F.rms_norm(rows, (rows.shape[-1],), weight, epsilon)
-    shares, constant = _mean(rows.shape[1], epsilon)
-    return (rows * torch.addmm(constant, rows * rows, shares).rsqrt_()).mul_(weight)
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return (rows * torch.addcmul(_constant(epsilon), length, length, value=1 / rows.shape[1]).rsqrt_()).mul_(weight)
 
 
 @lru_cache(maxsize=16)
-def _mean(width: int, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The column by which squares give their mean, and ε to add."""
-    return torch.full((width, 1), 1 / width), torch.full((1, 1), epsilon)
+def _constant(value: float) -> Tensor:
+    return torch.full((1, 1), value)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiermesh.cloud.batch import RESERVED_BLOCKS, TRASH_BLOCK, Rows, build_batch
+from tiermesh.cloud.batch import RESERVED_BLOCKS, TRASH_BLOCK, Rows, build_batch, reach
 
 CPU, BLOCK = torch.device("cpu"), 16
 
@@ -51,5 +51,7 @@ def test_a_group_reads_little_padding_and_knows_when_it_has_none(rows: list[Rows
     for group in build_batch(rows, BLOCK, CPU, torch.float32).groups:
         contexts = group.positions[:, -1] + 1
         assert group.context == contexts.max()
+        assert group.context <= group.reach == reach(group.context)
+        assert group.tables.shape[1] * BLOCK >= group.reach
         assert (group.context - contexts).sum() <= 400
         assert group.even == bool((group.positions == group.context - 1).all() and group.query_length == 1)
