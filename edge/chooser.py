@@ -20,9 +20,11 @@ _PER_VISIT = 0.1
 _PER_TOKEN = 0.02
 """Weights of a new observation in a running mean: the last 20 visits, or the last 100 tokens, count."""
 
-_FIRST_PROBE, _NEXT_PROBE = 3, 256
-"""Visits before the cloud's stream is measured by handing an answer over, and before it is measured anew. Without a
-probe, a stream that was never tried would never be found to be the faster way; one answer in dozens pays for it."""
+_PER_STREAM = 0.25
+_FIRST_PROBE, _LAST_PROBE = 3, 256
+"""Visits before the cloud's stream is measured by handing an answer over, and before it is measured anew: twice as many
+each time, up to 256. Without a probe, a stream that was never tried would never be found to be the faster way; one
+answer in dozens pays for it. The first, of few tokens while everything warms up, was off by a factor of up to 2.6."""
 
 _WORTH_A_PASS = 1.3
 """Asking may take so many times the stream's time per token. A streamed token takes a whole pass of the cloud, an asked
@@ -73,10 +75,10 @@ class Pace:
     edge_step_s: RunningMean = field(default_factory=RunningMean)
     """Per drafted token."""
     travel_s: RunningMean = field(default_factory=RunningMean)
-    """Of a visit, without the time that the cloud worked on it."""
+    """Of a visit, without the time that the cloud worked on it; see `travelled`."""
     verify_s: RunningMean = field(default_factory=RunningMean)
     """That the cloud worked on a visit; not on a first one, which holds the prompt's prefill."""
-    stream_step_s: RunningMean = field(default_factory=RunningMean)
+    stream_step_s: RunningMean = field(default_factory=lambda: RunningMean(weight=_PER_STREAM))
     """Per token that the cloud streams."""
     acceptance: RunningMean = field(default_factory=lambda: RunningMean(_PRIOR_ACCEPTANCE, _PER_TOKEN))
     """Share of checked drafts that stand."""
@@ -88,18 +90,26 @@ class Pace:
     """Tokens of a unit."""
     visits_to_probe: int = _FIRST_PROBE
     """Visits until one is made a hand-over, to learn how fast the cloud streams."""
+    between_probes: int = _FIRST_PROBE
 
     def probe_due(self) -> bool:
         """Whether the next visit shall hand over for that reason; says so once."""
         if self.visits_to_probe > 0:
             return False
-        self.visits_to_probe = _FIRST_PROBE
+        self.visits_to_probe = self.between_probes
         return True
+
+    def travelled(self, travel_s: float, first: bool) -> None:
+        """Notes what a visit took beside the cloud's work. A first one of a session is more: the cloud reads the prompt
+        meanwhile, before a hand-over too. If those counted, each hand-over would be a reason for the next."""
+        if not first or travel_s < self.travel_s.get(0.0):
+            self.travel_s.add(travel_s)
 
     def streamed(self, step_s: float) -> None:
         """Notes how long the cloud took per token of a stream."""
         self.stream_step_s.add(step_s)
-        self.visits_to_probe = _NEXT_PROBE
+        self.between_probes = min(2 * self.between_probes, _LAST_PROBE)
+        self.visits_to_probe = self.between_probes
 
 
 @dataclass(slots=True)
@@ -196,10 +206,12 @@ def expected_tokens(acceptance: float, drafted: float) -> float:
     return float((1.0 - acceptance ** (drafted + 1)) / (1.0 - acceptance))
 
 
-def asking_s_per_token(edge_step_s: float, visit_s: float, acceptance: float, alone: float, drafted: float) -> float:
-    """Seconds per token of going on in units of `drafted` tokens."""
-    cost = drafted * edge_step_s + (1.0 - alone) * visit_s
-    return cost / (alone * drafted + (1.0 - alone) * expected_tokens(acceptance, drafted))
+def asking_s_per_token(
+    edge_step_s: float, visit_s: float, acceptance: float, alone: float, whole: float, asked: float
+) -> float:
+    """Seconds per token of going on in units of `whole` tokens, those that are asked about cut to `asked`."""
+    cost = alone * whole * edge_step_s + (1.0 - alone) * (asked * edge_step_s + visit_s)
+    return cost / (alone * whole + (1.0 - alone) * expected_tokens(acceptance, asked))
 
 
 def prefers_streaming(course: Course, cloud_step_s: float | None) -> bool:
@@ -215,7 +227,9 @@ def prefers_streaming(course: Course, cloud_step_s: float | None) -> bool:
         return False
     stream_s = known[0]
     visit_s = pace.travel_s.value + pace.verify_s.get(stream_s)
-    asking_s = asking_s_per_token(pace.edge_step_s.value, visit_s, course.acceptance, course.alone, course.unit_tokens)
+    whole = course.unit_tokens
+    asked = min(whole, worthwhile_drafts(course))
+    asking_s = asking_s_per_token(pace.edge_step_s.value, visit_s, course.acceptance, course.alone, whole, asked)
     return asking_s > _WORTH_A_PASS * stream_s
 
 

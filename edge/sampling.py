@@ -41,8 +41,8 @@ class Pick:
     """The most probable ids of that softmax, when wanted."""
 
 
-def unit_of(picks: Sequence[Pick], ends: bool) -> Unit:
-    """The unit of these ids; `ends` says whether the last one ends the answer."""
+def unit_of(picks: Sequence[Pick], ends: bool, cut: bool = False) -> Unit:
+    """The unit of these ids; `ends` says whether the last one ends the answer, `cut` whether more were to come."""
     return Unit(
         ids=tuple(pick.id for pick in picks),
         probabilities=tuple(pick.probability for pick in picks),
@@ -51,6 +51,7 @@ def unit_of(picks: Sequence[Pick], ends: bool) -> Unit:
         ends=ends,
         logprobs=tuple(pick.logprob for pick in picks),
         top_logprobs=tuple(pick.top for pick in picks),
+        cut=cut,
     )
 
 

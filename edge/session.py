@@ -158,7 +158,8 @@ class Session:
             room = min(room, worthwhile_drafts(self._course))
             self._visits.foresee(self.answer)
         elif self._terms.quality is Quality.BOUNDED:
-            doubt = Doubt(self._in_doubt, lambda: self._visits.foresee(self.answer))
+            enough = worthwhile_drafts(self._course)
+            doubt = Doubt(self._in_doubt, lambda: self._visits.foresee(self.answer), enough)
         unit = await draft.unit(self._prompt_ids + self.answer.ids, room, doubt)
         self._course.pace.edge_step_s.add((draft.decode_s - before_s) / (draft.tokens - before or 1))
         return unit
@@ -212,7 +213,7 @@ class Session:
 
     def _learn(self, unit: Unit, verdict: Verdict, took_s: float) -> None:
         pace = self._course.pace
-        pace.travel_s.add(max(0.0, took_s - verdict.compute_s))
+        pace.travelled(max(0.0, took_s - verdict.compute_s), self._visits.prefilled)
         if not self._visits.prefilled:
             pace.verify_s.add(verdict.compute_s)
         self._spent["verify"] += verdict.compute_s

@@ -36,7 +36,7 @@ class Trust:
         """ALONE or ASK for one unit under the request's quality and bound `delta`. What is uncalibrated asks."""
         if quality is Quality.EDGE:
             return Decision.ALONE
-        if quality is Quality.EXACT or delta <= 0:
+        if quality is Quality.EXACT or delta <= 0 or unit.cut:
             return Decision.ASK
         calibration = self.in_force()
         measured = calibration and calibration.of(self.sampling)

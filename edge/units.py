@@ -28,6 +28,8 @@ class Unit:
     """Natural logarithms of the ids under the softmax of the raw logits, when the request wants them."""
     top_logprobs: tuple[TopLogprobs, ...] = ()
     """One per id: the most probable ids there; each empty unless the request wants them."""
+    cut: bool = False
+    """Whether drafting stopped before its end, since it will be asked about (see `drafting.Doubt`)."""
 
 
 @dataclass(frozen=True, slots=True)

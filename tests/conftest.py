@@ -19,6 +19,8 @@ from hypothesis import settings
 
 settings.register_profile("tiermesh", deadline=None)
 settings.load_profile("tiermesh")
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class RedisServer:

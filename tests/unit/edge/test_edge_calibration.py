@@ -249,6 +249,8 @@ def test_one_calibration_serves_every_bound(unit: Unit, quality: Quality, delta:
 def test_what_is_uncalibrated_asks(sampling: Sampling) -> None:
     assert Trust(lambda: CALIBRATION, sampling).decide(SURE, Quality.BOUNDED, 0.05) is Decision.ASK
     assert Trust(lambda: None, Sampling()).decide(SURE, Quality.BOUNDED, 0.05) is Decision.ASK
+    # What was calibrated are whole units.
+    assert Trust(lambda: CALIBRATION, Sampling()).decide(replace(SURE, cut=True), Quality.BOUNDED, 0.05) is Decision.ASK
 
 
 def test_thresholds_are_kept_for_a_bounded_number_of_bounds() -> None:

@@ -50,7 +50,7 @@ def answered_s(kind: Kind, rtt_s: float, pace: Pace, rng: random.Random, always_
         course.decided([kind.sure] * drafted, alone=False)
         hands_over = not always_ask and (pace.probe_due() or prefers_streaming(course, None))
         first = position == 0
-        pace.travel_s.add(HOP_S + rtt_s)
+        pace.travelled(HOP_S + rtt_s + (FIRST_S if first else 0.0), first)
         if not first:
             pace.verify_s.add(VERIFY_S)
         course.visited(drafted, stands)
@@ -94,7 +94,8 @@ def test_a_pass_is_worth_three_tenths_of_the_time(travel: float, acceptance: flo
     pace = measured(travel, 1.0)
     pace.acceptance.value = acceptance
     course = Course(pace, may_be_alone=False)
-    asking_s = asking_s_per_token(EDGE_S, travel + VERIFY_S, course.acceptance, 0.0, course.unit_tokens)
+    asked = worthwhile_drafts(course)
+    asking_s = asking_s_per_token(EDGE_S, travel + VERIFY_S, course.acceptance, 0.0, 16, asked)
     pace.stream_step_s.value = asking_s / excess
     if abs(excess - 1.3) > 1e-6:
         assert prefers_streaming(course, None) is (excess > 1.3)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tiermesh.common.errors import ModelDirError
 from tiermesh.common.types import Sampling
 from tiermesh.edge.artifact import read_artifact
-from tiermesh.edge.drafting import LocalDraft
+from tiermesh.edge.drafting import Doubt, LocalDraft
 from tiermesh.edge.model import EdgeModel
 from tiermesh.edge.sampling import Picker
 from tiermesh.edge.sequence import SequenceState
@@ -182,6 +182,22 @@ async def test_units_end_with_lines_ends_and_room(model: EdgeModel) -> None:
         assert await unit(Borders(frozenset({whole[cut]}), frozenset()), 100) == whole[: cut + 1]
         assert await unit(Borders(frozenset(), frozenset({whole[cut]})), 100) == whole[: cut + 1]
         assert await unit(BORDERS, 2) == whole[:2]
+
+
+async def test_a_unit_in_doubt_is_cut_where_more_drafts_do_not_pay(model: EdgeModel) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        draft = LocalDraft(model.sequence(), Picker(Sampling(), 3, False), BORDERS, thread, lambda _: None)
+        whole = await draft.unit([0, 65, 66], 100)
+        for enough in (1, 5, UNIT_TOKENS):
+            told: list[None] = []
+            doubt = Doubt(lambda begun: True, lambda told=told: told.append(None), enough)
+            unit = await draft.unit([0, 65, 66], 100, doubt)
+            assert unit.ids == whole.ids[:enough]
+            assert unit.cut == (enough < UNIT_TOKENS)
+            assert told == [None]
+        sure = await draft.unit([0, 65, 66], 100, Doubt(lambda begun: False, lambda: None, 1))
+        assert (sure.ids, sure.cut) == (whole.ids, False)
+        draft.close()
 
 
 async def test_cancelling_stops_the_thread_before_the_cache_is_reused(model: EdgeModel) -> None:
