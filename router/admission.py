@@ -6,9 +6,9 @@ ones, of the tier (`drains.py`) and of the tenant (`backlog.py`), whichever is s
 without a measured rate there is no estimated wait, and without anybody ahead no refusal.
 
 Who is taken in is to be brought home, so all that waits counts as ahead, late jobs too, which have their last call
-(`backlog.py`); and since rates swing, who comes without a promise must be in time even if the wait is a quarter longer,
-and nearly twice as long where it would be late. Both cost 3 to 5 % of the goodput at twice the capacity, and of six who
-were lost before five are refused at once or served (`docs/decisions/025-last-call.md`).
+(`backlog.py`); and since rates swing, who comes without a promise must be in time even if the wait is twice as long,
+and six times where it would be late. That also keeps queues short, so that the goodput grows
+(`docs/decisions/028-short-queues.md`).
 
 A job that can't start within its TTFT budget goes behind all that can. What late jobs are given while they wait is
 measured by itself, since under lasting overload that is nothing before their last call. Where promises are out and
@@ -29,9 +29,10 @@ from .promises import EARLY_S, MAX_DELAY_S, Promises
 
 UNMEASURED_S = 1.0
 """A rate is known after a second of waiting, see `DrainRate`; who is refused before is told to come back then."""
+_MARGIN = 1.0
+"""Who comes is taken in if it were in time even with so many times the wait more."""
 _SPREAD = 0.25
-"""Rates swing by about that. Who comes is taken in if it were in time even with so much more to wait, and who was
-promised a place if only with so much less."""
+"""Who was promised a place is taken in if it were in time with so much less to wait: rates swing by about that."""
 _NOBODY: Mapping[str, float] = {}
 
 
@@ -77,15 +78,15 @@ class Admission:
             return DeadlineExceeded("the deadline had passed when the request came; allow more time")
         promise = self._promises.of(job)
         # The highest tier waits for nobody else, so its wait swings little, and its refusals cost most.
-        spread = 0.0 if job.tier == self._highest else _SPREAD
+        margin = 0.0 if job.tier == self._highest else _MARGIN
         waiting = sum(queue.waiting(job.tenant) for queue in self._queues.values())
         if promise is not None and promise.due <= now + EARLY_S:
             start_s, expected = self._start_s(job, _NOBODY, -_SPREAD), 0.0
         elif not waiting:  # its turn would go by unused
-            start_s, expected = self._start_s(job, _NOBODY, spread), 0.0
+            start_s, expected = self._start_s(job, _NOBODY, margin), 0.0
         else:
             may_be_late = not self._promises.hold(job)
-            start_s = self._start_s(job, self._promises.ahead(job, promise), spread, may_be_late)
+            start_s = self._start_s(job, self._promises.ahead(job, promise), margin, may_be_late)
             expected = self._promises.expected(job.tenant) - (promise is not None)
         # Without a wait the refusal would rest on a guess about the answer's length alone; a slot is free, so try.
         if now + start_s + job.service_s > job.deadline and self.waits(job):
@@ -135,26 +136,26 @@ class Admission:
         turn_s = self._drains.seconds(job.tier, cost) / queue.share(tenant, self._weight)
         return max(turn_s, queue.own_wait_s(tenant, cost)) or UNMEASURED_S
 
-    def _start_s(self, job: Job, promised: Mapping[str, float], spread: float = 0.0, may_be_late: bool = True) -> float:
+    def _start_s(self, job: Job, promised: Mapping[str, float], margin: float = 0.0, may_be_late: bool = True) -> float:
         """Time until a job that comes now starts, when only those who were promised a place come before it.
 
-        `spread` is by what share longer it is thought to be than rates say; where it would be late, by twice that
+        `margin` is by what share longer it is thought to be than rates say; where it would be late, by twice that
         besides. Endless if it would be late and may not.
         """
-        queue, swing = self._queues[job.tier], 1.0 + spread
-        wait_s = self._wait_s(job, promised)
-        if min(swing, 1.0) * wait_s + job.first_s <= self.rules[job.tier].ttft_s:
-            return swing * wait_s
+        queue = self._queues[job.tier]
+        wait_s = (1.0 + margin) * self._wait_s(job, promised, wary=margin > 0)
+        if wait_s + job.first_s <= self.rules[job.tier].ttft_s:
+            return wait_s
         if not may_be_late:
             return math.inf
-        return (1.0 + 2.0 * spread) * max(swing * wait_s, queue.late_wait_s(job.tenant, self._cost(job)))
+        return (1.0 + 2.0 * margin) * max(wait_s, queue.late_wait_s(job.tenant, self._cost(job)))
 
-    def _wait_s(self, job: Job, promised: Mapping[str, float]) -> float:
+    def _wait_s(self, job: Job, promised: Mapping[str, float], wary: bool = False) -> float:
         """Time until those who wait, and who was promised a place, have been served."""
         queue, tenant = self._queues[job.tier], job.tenant
         ahead = queue.ahead(tenant, self._cost(job), self._weight, promised) if queue or promised else 0.0
         own = queue.cost_of(tenant) + promised.get(tenant, 0.0)
-        return max(self._drains.seconds(job.tier, ahead), queue.own_wait_s(tenant, own))
+        return max(self._drains.seconds(job.tier, ahead, wary), queue.own_wait_s(tenant, own, wary))
 
     def _cost(self, job: Job) -> float:
         return min(job.cost, self._c_max)

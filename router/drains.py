@@ -33,6 +33,6 @@ class Drains:
         if tier in self._waited:
             self._drains[tier].left(cost)
 
-    def seconds(self, tier: str, cost: float) -> float:
+    def seconds(self, tier: str, cost: float, wary: bool = False) -> float:
         """Until a tier that waits for slots has been given this much; 0 where nothing was measured."""
-        return self._drains[tier].seconds(cost)
+        return self._drains[tier].seconds(cost, wary)

@@ -138,10 +138,10 @@ class FairQueue:
         """A job that had to wait has left for a slot."""
         self._all[tenant].served(item, now)
 
-    def own_wait_s(self, tenant: str, cost: float) -> float:
+    def own_wait_s(self, tenant: str, cost: float, wary: bool = False) -> float:
         """Until a tenant has been given this much; 0 where nothing was measured."""
         backlog = self._all.get(tenant)
-        return backlog.drain.seconds(cost) if backlog else 0.0
+        return backlog.drain.seconds(cost, wary) if backlog else 0.0
 
     def late_wait_s(self, tenant: str, cost: float) -> float:
         """Until its late jobs and one more of this cost have been served before their last call; 0 where nothing was

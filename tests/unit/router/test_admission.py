@@ -52,8 +52,25 @@ def told(decisions: list[Decision]) -> float:
 
 def test_a_flood_of_one_tenant_refuses_that_tenant_alone() -> None:
     schedule = draining(20.0, waiting=60)  # 600 tokens wait: 30 s
-    assert told(schedule.arrive(request(1, "flood", "high", 11.0), 1.0)) == pytest.approx(20.0, abs=1.5)
-    assert schedule.arrive(request(2, "quiet", "high", 11.0), 1.0) == []
+    assert told(schedule.arrive(request(1, "flood", "high", 11.0), 0.5)) == pytest.approx(30 * 15 / 16 - 10.5, abs=0.5)
+    assert schedule.arrive(request(2, "quiet", "high", 11.0), 0.5) == []
+
+
+@pytest.mark.parametrize(("tier", "least_s"), [("high", 3.0), ("low", 6.0)])
+def test_below_the_highest_tier_who_comes_must_be_in_time_with_twice_the_wait(tier: str, least_s: float) -> None:
+    schedule = draining(20.0, tier=tier, waiting=6)  # 60 tokens wait: 3 s
+    assert isinstance(schedule.arrive(request(1, "flood", tier, 0.5 + 0.9 * least_s), 0.5)[0], Refusal)
+    schedule = draining(20.0, tier=tier, waiting=6)
+    assert schedule.arrive(request(1, "flood", tier, 0.5 + 1.1 * least_s), 0.5) == []
+
+
+def test_a_tier_that_is_given_nothing_any_more_soon_takes_nobody_in() -> None:
+    """What it was given before says less with each moment in which it waits in vain."""
+    schedule = draining(20.0, tier="low", waiting=0)
+    schedule.slots = 0
+    taken = [now for now in range(1, 60) if not schedule.arrive(request(now, "flood", "low", now + 30.0), float(now))]
+    assert 1 <= len(taken) <= 8
+    assert max(taken) < 12
 
 
 def test_the_excess_is_what_has_to_drain_first() -> None:
@@ -64,9 +81,9 @@ def test_the_excess_is_what_has_to_drain_first() -> None:
 
 def test_those_whom_a_full_queue_sends_away_come_back_in_turn() -> None:
     schedule = draining(20.0, waiting=1)
-    schedule.arrive(request(1, "few", "high", 1e9), 1.0)
-    schedule.arrive(request(2, "few", "high", 1e9), 1.0)
-    delays = [told(schedule.arrive(request(number, "few", "high", 1e9), 1.0)) for number in (3, 4)]
+    schedule.arrive(request(1, "few", "high", 1e9), 0.5)
+    schedule.arrive(request(2, "few", "high", 1e9), 0.5)
+    delays = [told(schedule.arrive(request(number, "few", "high", 1e9), 0.5)) for number in (3, 4)]
     # Half of 20 tokens per second are its own, and a quarter of its queue of 20 is to have drained as well.
     assert delays == pytest.approx([1.5, 2.5], rel=0.1)
 
@@ -171,7 +188,7 @@ def test_a_low_tier_is_judged_by_its_own_rate() -> None:
 def test_who_is_pushed_out_is_told_when_a_place_is_free_again() -> None:
     schedule = draining(20.0, tier="low", waiting=2)
     schedule._max_queued = 3
-    schedule.arrive(request(1, "flood", "low", 1e9), 1.0)
-    (refusal,) = schedule.arrive(request(2, "a", "high", 1e9), 1.0)
+    schedule.arrive(request(1, "flood", "low", 1e9), 0.5)
+    (refusal,) = schedule.arrive(request(2, "a", "high", 1e9), 0.5)
     assert refusal.job == 1
     assert told([refusal]) == pytest.approx(0.75, rel=0.1), "its own turn, and a quarter of the two that wait"

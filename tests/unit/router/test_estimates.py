@@ -138,6 +138,19 @@ def test_a_prompt_that_workers_have_cached_costs_less() -> None:
     assert estimates.uncached_tokens("b", 100) == 100
 
 
+@given(gaps=st.lists(st.floats(0.01, 5.0), min_size=4, max_size=60), silence=st.floats(0.0, 60.0))
+def test_who_is_wary_expects_gaps_of_a_third_of_a_silence(gaps: list[float], silence: float) -> None:
+    rate = DrainRate()
+    for gap in [*gaps, 1.0]:
+        rate.waited(gap)
+        rate.left(8.0)
+    assert rate.seconds(80.0, wary=True) == rate.seconds(80.0)
+    rate.waited(silence)
+    assert rate.seconds(80.0, wary=True) >= max(rate.seconds(80.0), 10 * silence / 3 - 1e-9)
+    rate.left(8.0)
+    assert rate.seconds(80.0, wary=True) == rate.seconds(80.0)
+
+
 def test_service_is_the_mean_over_the_workers_that_are_there() -> None:
     estimates = Estimates()
     for worker, scale in (("fast", 1.0), ("slow", 3.0)):
