@@ -25,7 +25,7 @@ class Policy(Protocol):
     slots: int
 
     @property
-    def next_deadline(self) -> float | None:
+    def wake_at(self) -> float | None:
         """When `decide` must be called at the latest."""
 
     def arrive(self, job: Job, now: float) -> list[Decision]:
@@ -56,7 +56,7 @@ class Ordered:
         """What those that wait cost, by queue."""
 
     @property
-    def next_deadline(self) -> float | None:
+    def wake_at(self) -> float | None:
         """See `Policy`."""
         while self._deadlines and self._deadlines[0][1] not in self._waiting:
             heapq.heappop(self._deadlines)
@@ -81,7 +81,7 @@ class Ordered:
         """See `Policy`."""
         self._drains.passed(now, self._queues())
         decisions: list[Decision] = []
-        while (deadline := self.next_deadline) is not None and deadline <= now:
+        while (deadline := self.wake_at) is not None and deadline <= now:
             number = heapq.heappop(self._deadlines)[1]
             self._let_go(number)
             decisions.append(Refusal(number, DeadlineExceeded("the deadline passed while the request waited")))

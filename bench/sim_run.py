@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..common.errors import TiermeshError
+from ..router.choice import room_of
 from ..router.estimates import Estimates, actual_cost
 from ..router.jobs import LARGEST_COST, Decision, Dispatch, Job, Refusal, TierRule
 from ..router.scheduler import Scheduler
@@ -116,13 +117,13 @@ class Run:
     def run(self) -> None:
         """From the first offer until nothing waits or runs."""
         policy, offers = self._policy, self._offers
-        policy.slots = self._pool.service.slots * len(self._workers)
+        self._resize()
         tick = WINDOW_S
         changes = [] if self._pool.dead is None else [(self._pool.dead[0], self._die), (self._pool.dead[1], self._back)]
-        while offers or self._answers or policy.next_deadline is not None:
+        while offers or self._answers or policy.wake_at is not None:
             times = [tick, *(worker.next_event for worker in self._workers), *(end for end, _ in self._ends[:1])]
             times += [offers[0][0]] if offers else []
-            times += [deadline] if (deadline := policy.next_deadline) is not None else []
+            times += [wake_at] if (wake_at := policy.wake_at) is not None else []
             times += [changes[0][0]] if changes else []
             times += [self._returns.next_probe] if self._returns is not None else []
             self.now = now = min(times)
@@ -190,7 +191,7 @@ class Run:
         self._wait(offer, -1)
         outcome.dispatched = self.now
         worker = min(self._workers, key=lambda worker: worker.held)
-        answer = Answer(decision.job, offer.prompt, offer.output)
+        answer = Answer(decision.job, offer.prompt, offer.output, offer.tier, outcome.job.deadline)
         self._answers[decision.job] = (answer, worker)
         heapq.heappush(self._ends, (offer.at + tier.deadline_s, decision.job))
         worker.add(answer)
@@ -241,11 +242,17 @@ class Run:
             other = min(self._workers, key=lambda worker: worker.held)
             other.add(answer)
             self._answers[answer.number] = (answer, other)
-        self._policy.slots -= self._pool.service.slots
+        self._resize()
 
     def _back(self) -> None:
         self._workers.append(Worker(self._pool.service, "0", self.now))
-        self._policy.slots += self._pool.service.slots
+        self._resize()
+
+    def _resize(self) -> None:
+        slots, workers = self._pool.service.slots, len(self._workers)
+        self._policy.slots = slots * workers
+        if isinstance(self._policy, Scheduler):
+            self._policy.room = room_of(slots) * workers
 
     def _wait(self, offer: Offer, step: int) -> None:
         tier = TIERS[offer.tier].rule.name

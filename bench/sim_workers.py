@@ -1,5 +1,10 @@
 """Simulated workers: continuous batching, with prefill before decode and a step that grows with the batch. Pure.
 
+Who waits for its prefill is read by tier, then by deadline. When the batch is full it takes the place of a lower tier, as
+`cloud/preemption.py` has it: of the lowest, of those the one with the least to compute again, nobody more than twice.
+What a victim computed stays, but for its last block, while the KV pool holds all that is here. It holds `slots` whole
+contexts (`cloud/loading.py`).
+
 All decoding sequences of a worker are given one token per step, so each has come as far as the worker's count of steps
 since it joined; the count grows at 1 ÷ TPOT(batch) and stands still during a prefill. That makes a run an affair of few
 events per request.
@@ -8,8 +13,13 @@ events per request.
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass, field
+
+MOST_PREEMPTIONS = 2
+"""Of one sequence."""
+_BLOCK = 16
+"""Tokens of a KV block; those of one that is not full are computed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +32,8 @@ class Service:
     step_s: float = 0.012
     step_sequence_s: float = 0.0005
     """What each sequence of the batch adds to a step."""
+    kv_tokens: int = 16 * (8192 + 1024)
+    """Of the KV pool: a whole context for each slot."""
 
     def read_s(self, tokens: int) -> float:
         """Of a prefill."""
@@ -43,10 +55,27 @@ class Sequence:
     number: int
     prompt: int
     output: int
+    tier: int = 0
+    """0 is the highest."""
+    due: float = 0.0
+    """Its deadline."""
     delivered: float = 0.0
-    """Tokens made at workers that it has left; a part of one is lost."""
+    """Tokens made at workers that it has left, and before it gave way; a part of one is lost."""
+    kept: int = 0
+    """Tokens whose KV is still here, where it gave way."""
+    preemptions: int = 0
     joined: float | None = None
     """The worker's count of steps when it began to decode."""
+
+    @property
+    def rank(self) -> tuple[int, float, int]:
+        """Who has the smallest is read first."""
+        return self.tier, self.due, self.number
+
+    @property
+    def unread(self) -> int:
+        """Tokens to be read before it decodes."""
+        return self.prompt + int(self.delivered) - self.kept
 
 
 @dataclass(slots=True)
@@ -60,8 +89,8 @@ class Worker:
     reading: Sequence | None = None
     read_at: float = 0.0
     """When the prefill in progress ends."""
-    queue: deque[Sequence] = field(default_factory=deque)
-    """To be read, in order."""
+    queue: list[Sequence] = field(default_factory=list)
+    """To be read, by rank."""
     decoding: dict[int, Sequence] = field(default_factory=dict)
     ends: list[tuple[float, int]] = field(default_factory=list)
 
@@ -78,7 +107,7 @@ class Worker:
 
     def add(self, sequence: Sequence) -> None:
         """A new sequence, or one that another worker has begun."""
-        self.queue.append(sequence)
+        insort(self.queue, sequence, key=_rank)
         self._read()
 
     @property
@@ -114,7 +143,7 @@ class Worker:
     def leave(self, sequence: Sequence) -> None:
         """It ends, or is cut off."""
         sequence.delivered = self.made(sequence)
-        sequence.joined = None
+        sequence.joined, sequence.kept = None, 0
         if sequence is self.reading:
             self.reading = None
         elif self.decoding.pop(sequence.number, None) is None:
@@ -134,6 +163,31 @@ class Worker:
         return everybody
 
     def _read(self) -> None:
-        if self.reading is None and self.queue and len(self.decoding) < self.service.slots:
-            self.reading = self.queue.popleft()
-            self.read_at = self.now + self.service.read_s(self.reading.prompt + int(self.reading.delivered))
+        if self.reading is None and self.queue and self._has_place(self.queue[0]):
+            self.reading = self.queue.pop(0)
+            self.read_at = self.now + self.service.read_s(self.reading.unread)
+
+    def _has_place(self, sequence: Sequence) -> bool:
+        """Whether the batch has a place for it. Where it is full a lower tier gives way, if there is one."""
+        if len(self.decoding) < self.service.slots:
+            return True
+        everybody = self.decoding.values()
+        lower = [one for one in everybody if one.tier > sequence.tier and one.preemptions < MOST_PREEMPTIONS]
+        if lower:
+            self._preempt(min(lower, key=lambda one: (-one.tier, one.prompt + self.made(one))))
+        return bool(lower)
+
+    def _preempt(self, victim: Sequence) -> None:
+        here = sum(one.prompt + self.made(one) for one in (*self.decoding.values(), *self.queue))
+        del self.decoding[victim.number]
+        self.ends = [end for end in self.ends if end[1] != victim.number]
+        heapq.heapify(self.ends)
+        victim.delivered, victim.joined, victim.kept = self.made(victim), None, 0
+        whole = (victim.unread - 1) // _BLOCK * _BLOCK
+        victim.kept = whole if here <= self.service.kv_tokens else 0
+        victim.preemptions += 1
+        insort(self.queue, victim, key=_rank)
+
+
+def _rank(sequence: Sequence) -> tuple[int, float, int]:
+    return sequence.rank

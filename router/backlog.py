@@ -90,6 +90,13 @@ class Backlog:
         """How many go last."""
         return len(self._late_jobs)
 
+    @property
+    def late_from(self) -> float:
+        """When the next of its jobs will be late; endless where all are, as far as `sort_out` was told the time."""
+        while self._turns and self._turns[0][1] not in self._jobs:
+            heapq.heappop(self._turns)
+        return self._turns[0][0] if self._turns else math.inf
+
     def first(self, now: float) -> Waiting:
         """Who is next; there must be one."""
         self.sort_out(now)

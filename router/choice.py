@@ -13,6 +13,8 @@ from typing import Protocol, TypeVar
 
 AFFINITY = 0.5
 """A prompt known in full weighs as much as half a worker's places."""
+ROOM_PART = 4
+"""Of a worker's slots, one in so many may be taken from lower tiers by jobs that come beyond them."""
 
 
 class Candidate(Protocol):
@@ -31,13 +33,25 @@ class Candidate(Protocol):
         """Requests that it gets at once."""
         ...
 
+    @property
+    def room(self) -> int:
+        """Requests of the highest tier beyond that, for which it has lower ones give way."""
+        ...
+
 
 C = TypeVar("C", bound=Candidate)
 
 
+def room_of(slots: int) -> int:
+    """For how many beyond its slots a worker makes room."""
+    return max(1, slots // ROOM_PART)
+
+
 def choose(usable: Sequence[C], known: Mapping[str, float], draw: random.Random) -> C | None:
-    """One with room, while any has; `known` says of how much of the prompt an address has computed, from 0 to 1."""
-    free = [worker for worker in usable if worker.in_flight < worker.limit] or usable
+    """One with a place, while any has, else one with room; `known` says of how much of the prompt an address has
+    computed, from 0 to 1."""
+    free = [worker for worker in usable if worker.in_flight < worker.limit]
+    free = free or [worker for worker in usable if worker.in_flight < worker.limit + worker.room] or usable
     if not free:
         return None
     for worker in free:

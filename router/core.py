@@ -156,7 +156,7 @@ class Core:
     def _workers_changed(self) -> None:
         registry, slots = self.parts.registry, self.parts.slots
         usable = registry.any_usable
-        slots.resize(registry.capacity)
+        slots.resize(registry.capacity, registry.room)
         if usable and self._refusal is not None:
             self._refusal.cancel()
             self._refusal = None
@@ -201,6 +201,7 @@ class Core:
             queued={tier: scheduler.queued(tier) for tier in self.directory.tiers},
             running=scheduler.running,
             slots=scheduler.slots,
+            room=scheduler.room,
             workers={worker.address: _facts(worker, now) for worker in registry.workers},
             nodes=self._node_sessions(),
         )

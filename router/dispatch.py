@@ -77,21 +77,21 @@ class Place:
     def __init__(self, worker: Worker, session: LinkSession) -> None:
         self.worker = worker
         self.session = session
-        worker.in_flight += 1
+        self._beyond = worker.begin()
         self._open = True
 
     def close(self, reason: CloseReason) -> None:
         """Ends the session; safe any number of times."""
         if self._open:
             self._open = False
-            self.worker.in_flight -= 1
+            self.worker.end(self._beyond)
             self.session.close(reason)
 
     def ended(self) -> None:
         """The worker has ended the session."""
         if self._open:
             self._open = False
-            self.worker.in_flight -= 1
+            self.worker.end(self._beyond)
             self.session.ended()
 
 

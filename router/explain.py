@@ -112,11 +112,15 @@ class _DryRun:
     def _tell_place(self, job: Job, rehearsed: Rehearsed) -> None:
         scheduler = self._parts.slots.scheduler
         running, waiting = scheduler.demand(job.tenant)
+        if rehearsed.wait_s == 0.0 and scheduler.running >= scheduler.slots:
+            self.steps.append("no slot is free, and it would be late soon: it starts at once, where a lower tier gives way")
+            return
         if rehearsed.wait_s == 0.0:
             self.steps.append(f"a slot is free ({scheduler.running} of {scheduler.slots} taken): it starts at once")
             return
         start = "" if rehearsed.wait_s is None else f", and start in {rehearsed.wait_s:.1f} s"
+        taken = min(scheduler.running, scheduler.slots)
         self.steps.append(
-            f"it would wait for {rehearsed.place} others{start}; {scheduler.running} of {scheduler.slots} slots are "
+            f"it would wait for {rehearsed.place} others{start}; {taken} of {scheduler.slots} slots are "
             f"taken, {running} by this tenant, of which {waiting} requests wait"
         )

@@ -46,6 +46,10 @@ class FairQueue:
         """When which job of which tenant will be late."""
         self.late = 0
         """How many are, as far as `sort_out` was told the time."""
+        self._watched: dict[str, float] = {}
+        """When who waits below its limit will have a late job, at the earliest."""
+        self._watch_order: list[tuple[float, str]] = []
+        """A heap of that, with some that have changed since."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -59,6 +63,19 @@ class FairQueue:
     def has_eligible(self) -> bool:
         """Whether somebody waits for a slot alone, so that `first` has an answer."""
         return bool(self._joining or self._level)
+
+    @property
+    def late_from(self) -> float:
+        """When the next job that waits for a slot alone will be late; endless where none will."""
+        while self._watch_order:
+            at, tenant = self._watch_order[0]
+            if self._watched.get(tenant) == at:
+                if self._is_eligible(tenant) and self._waiting[tenant].late_from == at:
+                    return at
+                del self._watched[tenant]
+            heapq.heappop(self._watch_order)
+            self._watch(tenant)
+        return math.inf
 
     def waiting(self, tenant: str) -> int:
         """Jobs of a tenant that wait."""
@@ -83,6 +100,7 @@ class FairQueue:
         if len(self._turns) > 2 * len(self._jobs) + 64:  # most of their jobs have left
             self._turns = [turn for turn in self._turns if turn[1] in self._jobs]
             heapq.heapify(self._turns)
+        self._watch(tenant)
 
     def remove(self, tenant: str, job: int, now: float) -> None:
         """A job leaves, served or not."""
@@ -108,6 +126,7 @@ class FairQueue:
             self._limited.discard(tenant)
             if tenant in self._waiting:
                 self._joining.add(tenant)
+                self._watch(tenant)
 
     def sort_out(self, now: float) -> None:
         """Time went by, and some jobs are late now: those go behind the others of their tenant."""
@@ -180,6 +199,15 @@ class FairQueue:
         """Of the tier's service, what a tenant gets while those who wait now go on waiting."""
         others = sum(backlog.weight for name, backlog in self._waiting.items() if name != tenant)
         return weight(tenant) / (weight(tenant) + others)
+
+    def _is_eligible(self, tenant: str) -> bool:
+        return tenant in self._level or tenant in self._joining
+
+    def _watch(self, tenant: str) -> None:
+        at = self._waiting[tenant].late_from if self._is_eligible(tenant) else math.inf
+        if at < self._watched.get(tenant, math.inf):
+            self._watched[tenant] = at
+            heapq.heappush(self._watch_order, (at, tenant))
 
     def _leave(self, tenant: str) -> None:
         self._joining.discard(tenant)

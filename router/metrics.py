@@ -46,6 +46,8 @@ class Snapshot:
     running: int
     """Requests that hold a slot."""
     slots: int
+    room: int
+    """Requests of the highest tier for which workers make room beyond that."""
     workers: dict[str, dict[str, float]]
     """Facts by worker; see `_WORKER_FACTS`."""
     nodes: dict[str, int]
@@ -64,6 +66,8 @@ class _State(Collector):
         yield _gauge("queue_length", "Requests that wait.", "tier", now.queued)
         yield GaugeMetricFamily("tiermesh_router_running", "Requests that hold a slot.", value=now.running)
         yield GaugeMetricFamily("tiermesh_router_slots", "Requests that may run at once.", value=now.slots)
+        words = "Requests that may run beyond that while the highest tier presses."
+        yield GaugeMetricFamily("tiermesh_router_room", words, value=now.room)
         for fact, words in _WORKER_FACTS.items():
             values = {worker: facts[fact] for worker, facts in now.workers.items() if fact in facts}
             yield _gauge(f"worker_{fact}", words, "worker", values)

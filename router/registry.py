@@ -13,7 +13,7 @@ from ..common.frames import Hello, Load, Welcome
 from ..common.relay_link import LinkEvents, RelayLink
 from ..common.telemetry import get_logger
 from ..common.types import ModelInfo
-from .choice import choose
+from .choice import ROOM_PART, choose, room_of
 from .prefixes import Prefixes
 from .spacing import Spacing
 from .standing import LOOK_S, Standing
@@ -40,12 +40,15 @@ class Worker:
         self.link = link
         self.in_flight = 0
         """Requests of ours that it works on."""
+        self._beyond = self._most_beyond = 0
+        """Of those, how many came beyond the limit, and how many had at most since the last load frame."""
         self.foreign = False
         """Serves another model than the pool."""
         self.leaving = False
         """Is out of the configuration, and finishes what it has."""
         self.standing = Standing()
         self._limit = _FIRST_LIMIT
+        self._room = 0
         self._draining = False
         self._known = False
 
@@ -58,6 +61,24 @@ class Worker:
     def limit(self) -> int:
         """Requests that we give it at once."""
         return 1 if self.trial else self._limit
+
+    @property
+    def room(self) -> int:
+        """Requests beyond the limit for which it makes room, see `room_of`."""
+        return 0 if self.trial else self._room
+
+    def begin(self) -> bool:
+        """One more request goes to it. Whether that is beyond its limit, which `end` must be told."""
+        beyond = self.in_flight >= self.limit
+        self.in_flight += 1
+        self._beyond += beyond
+        self._most_beyond = max(self._most_beyond, self._beyond)
+        return beyond
+
+    def end(self, beyond: bool) -> None:
+        """It has a request less."""
+        self.in_flight -= 1
+        self._beyond -= beyond
 
     @property
     def there(self) -> bool:
@@ -79,20 +100,23 @@ class Worker:
     def loaded(self, load: Load) -> None:
         """Moves the limit by one with each load frame: down when requests wait there or memory runs short, else up.
 
-        It stays between 1 and what the worker says to have, as far as that is to be believed.
+        It stays between 1 and what the worker says to have, as far as that is to be believed. What was sent beyond it
+        may wait there, or have others wait, without telling that the limit is too high.
         """
         self._draining = load.draining
         slots = min(max(load.slots, 0), _MOST_SLOTS)
+        ours, self._most_beyond = self._most_beyond, self._beyond
+        self._room = room_of(slots) if load.kv_free >= 1 / ROOM_PART else 0
         if not self._known:
             self._limit, self._known = slots + _QUEUED_AT_ENGINE, True
-        elif load.waiting > _QUEUED_AT_ENGINE or not load.kv_free >= _LOW_KV:  # so that NaN is no room
+        elif load.waiting > _QUEUED_AT_ENGINE + ours or not load.kv_free >= _LOW_KV:  # so that NaN is no room
             self._limit = max(1, min(self._limit, slots) - 1)
         else:
             self._limit = min(self._limit + 1, slots + _QUEUED_AT_ENGINE)
 
     def lost(self, now: float) -> None:
         """The stream broke; what comes next may have other slots."""
-        self._limit, self._known, self._draining = _FIRST_LIMIT, False, False
+        self._limit, self._room, self._known, self._draining = _FIRST_LIMIT, 0, False, False
         self.standing.broke(now)
 
 
@@ -131,6 +155,11 @@ class Registry:
     def capacity(self) -> int:
         """Requests that the usable workers take at once."""
         return sum(worker.limit for worker in self._usable())
+
+    @property
+    def room(self) -> int:
+        """Requests of the highest tier for which they make room beyond that."""
+        return sum(worker.room for worker in self._usable())
 
     @property
     def batches(self) -> dict[str, float]:
@@ -282,9 +311,9 @@ class Registry:
 
     def _loaded(self, address: str, load: Load) -> None:
         if worker := self._workers.get(address):
-            before = (worker.limit, worker.there)
+            before = (worker.limit, worker.room, worker.there)
             worker.loaded(load)
-            if before != (worker.limit, worker.there):
+            if before != (worker.limit, worker.room, worker.there):
                 self._notify()
 
     def _lost(self, address: str, error: TiermeshError) -> None:

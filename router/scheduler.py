@@ -23,6 +23,8 @@ SLICE_TOKENS = 1024.0
 """Service after which a conversation sinks by a level, in cost."""
 _TO_SPARE = 2.0
 """A late job is called when this many times its expected time is left to its deadline."""
+_PRESSING = 0.5
+"""A job of the highest tier is pressing when it will be late in so much of its TTFT budget."""
 _LATENCY_SENSITIVE = 1.5
 """How much longer a slice of the highest tier is: it serves those who wait for each turn."""
 
@@ -52,6 +54,7 @@ class Scheduler:
     ) -> None:
         self._rules = {tier.name: tier for tier in tiers}
         self._order = list(self._rules)
+        self._highest = self._order[0]
         self._tenant = tenant
         self._c_max = largest_cost
         self._max_queued = max_queued
@@ -63,14 +66,17 @@ class Scheduler:
         self._waiting: dict[int, _Held] = {}
         self._running: dict[int, Job] = {}
         self._running_of: dict[str, int] = {}
+        self._running_in = dict.fromkeys(self._order, 0)
         self._now = 0.0
         self._deadlines: list[tuple[float, int]] = []
         self.slots = 0
         """How many jobs may run at once; set by the owner at any time."""
+        self.room = 0
+        """How many more may, while the highest tier has a pressing one; set likewise. See `_has_room`."""
 
     @property
     def running(self) -> int:
-        """Jobs that hold a slot."""
+        """Jobs that hold a slot, or run beyond them."""
         return len(self._running)
 
     @property
@@ -113,7 +119,7 @@ class Scheduler:
 
     def running_in(self, tier: str) -> int:
         """Jobs of a tier that hold a slot."""
-        return sum(job.tier == tier for job in self._running.values())
+        return self._running_in[tier]
 
     def demand(self, tenant: str) -> tuple[int, int]:
         """Jobs of a tenant that hold a slot, and that wait."""
@@ -129,11 +135,12 @@ class Scheduler:
         return sum(self.queued(name) for name in self._order[: self._rank(held.job) + 1]) if held else 0
 
     @property
-    def next_deadline(self) -> float | None:
-        """When `decide` must be called at the latest."""
-        while self._deadlines and self._deadlines[0][1] not in self._waiting:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+    def wake_at(self) -> float | None:
+        """When `decide` must be called at the latest: at a deadline, or when room may be used."""
+        deadline = self._next_deadline()
+        if deadline is None or not self._room_left:
+            return deadline
+        return self._presses_at if self._now < self._presses_at < deadline else deadline
 
     def arrive(self, job: Job, now: float) -> list[Decision]:
         """Takes a job into its queue. The decisions may refuse it, or one that it pushes out. Then call `decide`."""
@@ -160,12 +167,12 @@ class Scheduler:
         """Refuses what is past its deadline or can't meet it any more, then fills free slots."""
         self._pass(now)
         decisions: list[Decision] = []
-        while (deadline := self.next_deadline) is not None and deadline <= now:
+        while (deadline := self._next_deadline()) is not None and deadline <= now:
             job = self._waiting[heapq.heappop(self._deadlines)[1]].job
             self._leave_queue(job)
             error = DeadlineExceeded("the deadline passed while the request waited for a worker; allow more time")
             decisions.append(Refusal(job.number, error))
-        while len(self._running) < self.slots and (waiting := self._backlogged()):
+        while self._has_room(now) and (waiting := self._backlogged()):
             decisions.append(self._next(waiting, now))
         return decisions
 
@@ -173,6 +180,7 @@ class Scheduler:
         """A running job has ended, for whatever reason, after this much work. Then call `decide`."""
         self._pass(now)
         job = self._running.pop(number)
+        self._running_in[job.tier] -= 1
         self._running_of[job.tenant] -= 1
         if not self._running_of[job.tenant]:
             del self._running_of[job.tenant]
@@ -205,6 +213,29 @@ class Scheduler:
     def _rank(self, job: Job) -> int:
         return self._order.index(job.tier)
 
+    def _next_deadline(self) -> float | None:
+        while self._deadlines and self._deadlines[0][1] not in self._waiting:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def _has_room(self, now: float) -> bool:
+        """Whether one more may run: in a free slot or, while the highest tier has a pressing job, beyond the slots.
+
+        Who is due then is for the rules to say as ever. The worker lets the highest tier take the place of lower ones,
+        so there is room only for as many as run of those.
+        """
+        return len(self._running) < self.slots or (self._room_left and self._presses_at <= now)
+
+    @property
+    def _room_left(self) -> bool:
+        of_highest = self._running_in[self._highest]
+        return of_highest < self.slots <= len(self._running) < self.slots + self.room
+
+    @property
+    def _presses_at(self) -> float:
+        """When a job of the highest tier presses; endless where none waits for a slot alone that is not late yet."""
+        return self._queues[self._highest].late_from - _PRESSING * self._rules[self._highest].ttft_s
+
     def _backlogged(self) -> list[str]:
         """Tiers with a job that could run if there were a slot, in order."""
         return [name for name, queue in self._queues.items() if queue.has_eligible]
@@ -225,6 +256,7 @@ class Scheduler:
             self._admission.drained(tier, item.cost)
             queue.waited(tenant, item, now)
         self._running[item.job] = held.job
+        self._running_in[tier] += 1
         self._running_of[tenant] = self._running_of.get(tenant, 0) + 1
         self.reconsider(tenant)
         return Dispatch(item.job)

@@ -1,4 +1,4 @@
-"""Carries out what the scheduler decides: futures for those who wait, a timer for the next deadline."""
+"""Carries out what the scheduler decides: futures for those who wait, a timer for what time alone decides."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class Slots:
             raise error
         return Ticket(self, job, granted)
 
-    def resize(self, slots: int) -> None:
-        """The workers take more or fewer at once now."""
-        self.scheduler.slots = slots
+    def resize(self, slots: int, room: int) -> None:
+        """The workers take more or fewer at once now, and make room for so many of the highest tier."""
+        self.scheduler.slots, self.scheduler.room = slots, room
         self.turn()
 
     def refuse_all(self, error: TiermeshError) -> None:
@@ -79,13 +79,13 @@ class Slots:
         self._carry_out(self.scheduler.refuse_all(error))
 
     def turn(self) -> None:
-        """Lets the scheduler decide, and comes back at the next deadline."""
+        """Lets the scheduler decide, and comes back when it must again."""
         self._carry_out(self.scheduler.decide(self._clock.now()))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if (deadline := self.scheduler.next_deadline) is not None:
-            delay_s = max(0.0, deadline - self._clock.now()) + _TIMER_SLACK_S
+        if (wake_at := self.scheduler.wake_at) is not None:
+            delay_s = max(0.0, wake_at - self._clock.now()) + _TIMER_SLACK_S
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.turn)
 
     def close(self) -> None:

@@ -41,13 +41,13 @@ class Unary:
             await ticket.wait()
             used = float(tokens)
             worker = self._worker()
-            worker.in_flight += 1
+            beyond = worker.begin()
             try:
                 left_s = max(deadline - parts.clock.now(), 0.001)
                 asked = replace(request, deadline_s=left_s)
                 return await inference_stub.score(self._channel(worker), asked, token or "")
             finally:
-                worker.in_flight -= 1
+                worker.end(beyond)
         finally:
             if ticket is not None:
                 ticket.release(used)

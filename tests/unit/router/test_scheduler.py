@@ -1,4 +1,5 @@
-"""The schedule: one outcome per job, work conserving, bounded lag and waiting, even service, nothing late, slots free.
+"""The schedule: one outcome per job, work conserving, bounded lag and waiting, even service, nothing late, slots free,
+and beyond the slots only what pressing jobs of the highest tier give cause for.
 
 Each bound is derived where its rule is: `router/lags.py` for tiers, `router/fair.py` for tenants.
 """
@@ -40,6 +41,16 @@ def eligible_waiting(model: Model, tier: str) -> set[str]:
     return {tenant for tenant in waiting if of.count(tenant) < model.rules[tenant].concurrent}
 
 
+def presses(model: Model) -> bool:
+    """Whether a job of the highest tier that only a slot keeps from running will be late within half of its budget."""
+    highest = TIERS[0]
+    tenants = eligible_waiting(model, highest.name)
+    jobs = [model.jobs[number] for number in model.waiting]
+    own = [job for job in jobs if job.tier == highest.name and job.tenant in tenants]
+    late_in = [model.came[job.number] + highest.ttft_s - job.first_s - model.now for job in own]
+    return any(0 <= left_s <= highest.ttft_s / 2 for left_s in late_in)
+
+
 class Model:
     """Drives a scheduler as its owner would, and checks what must always hold."""
 
@@ -48,6 +59,7 @@ class Model:
         self.scheduler = scheduler(rules, slots, max_queued)
         self.now = 0.0
         self.jobs: dict[int, Job] = {}
+        self.came: dict[int, float] = {}
         self.actual: dict[int, float] = {}
         self.waiting: set[int] = set()
         self.running: set[int] = set()
@@ -66,6 +78,9 @@ class Model:
         for decision in decisions:
             assert decision.job not in self.outcomes, "one outcome per job"
             waited = {tier.name: eligible_waiting(self, tier.name) for tier in TIERS}
+            if isinstance(decision, Dispatch) and len(self.running) >= self.scheduler.slots:
+                assert presses(self), "nothing runs beyond the slots without a pressing job of the highest tier"
+                assert self.has_room, "nor beyond the room"
             self.waiting.discard(decision.job)
             if isinstance(decision, Dispatch):
                 self.dispatched(self.jobs[decision.job], waited)
@@ -77,6 +92,13 @@ class Model:
                     self.told.append((self.now + delay_s, self.jobs[decision.job]))
                 self.outcomes[decision.job] = "refused"
             self.check_gaps()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may run beyond the slots: there is room for it, and a lower tier may give way."""
+        slots = self.scheduler.slots
+        of_highest = sum(self.jobs[number].tier == TIERS[0].name for number in self.running)
+        return of_highest < slots <= len(self.running) < slots + self.scheduler.room
 
     def dispatched(self, job: Job, waited: dict[str, set[str]]) -> None:
         assert job.deadline > self.now, "nothing is dispatched after its deadline"
@@ -113,6 +135,7 @@ class Model:
         self.take(self.scheduler.decide(self.now))
         assert len(self.running) == self.scheduler.running
         assert len(self.waiting) == sum(self.scheduler.queued(tier.name) for tier in TIERS)
+        assert not (self.has_room and presses(self)), "no room idles while a job of the highest tier presses"
         for tier in TIERS:
             if self.scheduler.running < self.scheduler.slots:
                 assert not eligible_waiting(self, tier.name), "no slot idles while an eligible job waits"
@@ -121,13 +144,21 @@ class Model:
             assert self.scheduler.lags[tier.name] <= lag_bound(TIERS, C_MAX)
 
     def arrive(
-        self, tenant: str, tier: str, cost: float, patience_s: float, actual: float, service_s: float = 0.0
+        self,
+        tenant: str,
+        tier: str,
+        cost: float,
+        patience_s: float,
+        actual: float,
+        service_s: float = 0.0,
+        first_s: float = 0.0,
     ) -> None:
         number = len(self.jobs)
-        self.come(Job(number, tenant, tier, cost, self.now + patience_s, service_s, identity=number + 1), actual)
+        self.come(Job(number, tenant, tier, cost, self.now + patience_s, service_s, first_s, number + 1), actual)
 
     def come(self, new: Job, actual: float) -> None:
         self.jobs[new.number] = new
+        self.came[new.number] = self.now
         self.actual[new.number] = actual
         self.waiting.add(new.number)
         would = self.scheduler.would_take(new, self.now)
@@ -178,12 +209,15 @@ STEPS = st.one_of(
         st.floats(-0.1, 20),
         COSTS,
         st.floats(0, 5),
+        st.floats(0, 0.06),
     ),
     st.tuples(st.just("come_back"), st.integers(0, 9), st.booleans()),
     st.tuples(st.just("finish"), st.integers(0, 9)),
     st.tuples(st.just("cancel"), st.integers(0, 9)),
     st.tuples(st.just("wait"), st.floats(0, 3)),
+    st.tuples(st.just("wait"), st.floats(0, 0.05)),
     st.tuples(st.just("slots"), st.integers(0, 4)),
+    st.tuples(st.just("room"), st.integers(0, 3)),
 )
 
 
@@ -196,8 +230,8 @@ def test_whatever_happens_the_invariants_hold(steps: list[tuple], max_queued: in
     for kind, *what in steps:
         if kind == "wait":
             model.now += what[0]
-        elif kind == "slots":
-            model.scheduler.slots = what[0]
+        elif kind in ("slots", "room"):
+            setattr(model.scheduler, kind, what[0])
         else:
             getattr(model, kind)(*what)
         model.settle()
@@ -211,16 +245,19 @@ def test_whatever_happens_the_invariants_hold(steps: list[tuple], max_queued: in
 def test_under_lasting_overload_the_bounds_hold(seed: int, slots: int, error: float, least: float) -> None:
     """200 long workloads with all queues full, where the bounds are near: limits, weights and errors as they come.
 
-    Without errors the service of two tenants keeps within 2·c_max ÷ w; with them, 2·slots·e more, see `fair.py`.
+    Without errors the service of two tenants keeps within 2·c_max ÷ w; with them, 2·R·e more, see `fair.py`. Half of
+    the jobs press when they come, so that the room beyond the slots is used.
     """
     rng = random.Random(seed)
     rules = {name: TenantRule(rng.choice([0.5, 1.0, 3.0]), rng.choice([2, 5, 99]), 99) for name in "abc"}
     model = Model(rules, slots)
+    model.scheduler.room = slots // 2
     for _ in range(150):
         while len(model.waiting) < 12:
             cost = rng.uniform(least, C_MAX)
             actual = cost * rng.uniform(1 - error, 1 + error)
-            model.arrive(rng.choice("abc"), rng.choice(TIERS).name, cost, 1e6, actual)
+            first_s = rng.choice([0.0, 0.04])
+            model.arrive(rng.choice("abc"), rng.choice(TIERS).name, cost, 1e6, actual, 0.0, first_s)
         model.now += 0.1
         model.settle()
         for _ in range(len(model.running) if rng.random() < 0.1 else 1):
@@ -348,17 +385,60 @@ def test_a_full_queue_gives_way_to_a_higher_tier_only() -> None:
     assert refused.job == 4
 
 
+def test_a_pressing_job_of_the_highest_tier_runs_beyond_the_slots() -> None:
+    """Its budget is 0.05 s: it presses after half of that, and is late when all of it has gone by."""
+    schedule = scheduler(slots=1)
+    schedule.room = 1
+    schedule.arrive(job(0, tier="low"), 0.0)
+    assert [decision.job for decision in schedule.decide(0.0)] == [0]
+    for number in (1, 2):
+        schedule.arrive(job(number), 1.0)
+    assert schedule.decide(1.0) == []
+    assert schedule.wake_at == pytest.approx(1.025)
+    assert schedule.decide(1.02) == []
+    assert [decision.job for decision in schedule.decide(1.03)] == [1]
+    assert schedule.decide(1.04) == []
+    schedule.finish(1, 10.0, 1.06)
+    assert schedule.decide(1.06) == [], "it is late already"
+    schedule.finish(0, 10.0, 1.07)
+    assert [decision.job for decision in schedule.decide(1.07)] == [2]
+
+
+def test_where_only_the_highest_tier_runs_nobody_would_give_way() -> None:
+    schedule = scheduler(slots=1)
+    schedule.room = 1
+    for number in range(2):
+        schedule.arrive(job(number), 0.0)
+    assert [decision.job for decision in schedule.decide(0.0)] == [0]
+    assert schedule.decide(0.03) == []
+    assert schedule.wake_at == 1e9
+
+
+def test_a_job_that_only_its_tenants_limit_keeps_opens_no_room() -> None:
+    schedule = scheduler({"a": TenantRule(1.0, 1, 99)}, slots=2)
+    schedule.room = 1
+    schedule.arrive(job(0, "a"), 0.0)
+    schedule.arrive(job(1, "b", "low"), 0.0)
+    schedule.decide(0.0)
+    schedule.arrive(job(2, "a"), 0.0)
+    schedule.arrive(job(3, "b", "low"), 0.0)
+    assert schedule.decide(0.03) == []
+    schedule.arrive(job(4, "c"), 0.03)
+    assert schedule.decide(0.04) == []
+    assert [decision.job for decision in schedule.decide(0.06)] == [4]
+
+
 def test_the_next_deadline_is_that_of_a_waiting_job() -> None:
     schedule = scheduler(slots=0)
     schedule.arrive(job(0, deadline=3.0), 0.0)
     schedule.arrive(job(1, deadline=2.0), 0.0)
-    assert schedule.next_deadline == 2.0
+    assert schedule.wake_at == 2.0
     schedule.cancel(1, 0.0)
-    assert schedule.next_deadline == 3.0
+    assert schedule.wake_at == 3.0
     (late,) = schedule.decide(3.0)
     assert isinstance(late, Refusal)
     assert isinstance(late.error, DeadlineExceeded)
-    assert schedule.next_deadline is None
+    assert schedule.wake_at is None
 
 
 def test_deadlines_of_jobs_that_left_are_forgotten() -> None:
