@@ -1,7 +1,7 @@
 """Simulated workers: continuous batching, with prefill before decode and a step that grows with the batch. Pure.
 
-Who waits for its prefill is read by tier, then by deadline. When the batch is full it takes the place of a lower tier, as
-`cloud/preemption.py` has it: of the lowest, of those the one with the least to compute again, nobody more than twice.
+Who waits for its prefill is read by tier, then by deadline. When the batch is full it takes the place of a lower tier,
+as `cloud/preemption.py` has it: of the lowest, of those the one with the least to compute again, none more than twice.
 What a victim computed stays, but for its last block, while the KV pool holds all that is here. It holds `slots` whole
 contexts (`cloud/loading.py`).
 

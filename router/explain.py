@@ -113,7 +113,7 @@ class _DryRun:
         scheduler = self._parts.slots.scheduler
         running, waiting = scheduler.demand(job.tenant)
         if rehearsed.wait_s == 0.0 and scheduler.running >= scheduler.slots:
-            self.steps.append("no slot is free, and it would be late soon: it starts at once, where a lower tier gives way")
+            self.steps.append("no slot is free, and it would soon be late: it starts, and a lower tier gives way")
             return
         if rehearsed.wait_s == 0.0:
             self.steps.append(f"a slot is free ({scheduler.running} of {scheduler.slots} taken): it starts at once")

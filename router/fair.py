@@ -10,7 +10,7 @@ errors of its running jobs already put in, so that it moves by dispatches alone,
 over what runs of either. A dispatch goes to the smaller counter, and a difference of counters is that of the c′ within
 E. So after it the c′ of who was served exceeds the other's by at most c_max ÷ w + E; a lift begins no further apart.
 The service that a had beyond b in any such span of time is the sum of two such gaps, one at either end: with w the
-smaller weight, at most `slots` jobs running and e the largest error per weight, at most 2·c_max ÷ w + 2·slots·e.
+smaller weight, at most R jobs running (slots and room) and e the largest error per weight, at most 2·c_max ÷ w + 2·R·e.
 """
 
 from __future__ import annotations

@@ -47,6 +47,28 @@ async def test_prompts_that_begin_alike_go_to_one_worker_until_it_is_busy(
         await task
 
 
+async def test_realtime_is_sent_beyond_the_slots_before_it_is_late_and_the_limit_stays(
+    toy: Any, start_worker: Any, start_router: Any
+) -> None:
+    """One slot and one that waits there are taken by lower tiers; a second realtime request finds no room left."""
+    worker = await start_worker(slots=1, stop_before=1)
+    router = await start_router(worker)
+    await toy.until(lambda: router.sample("room") == 1)
+    begun = [router.client.begin(replace(past(f"low {number}"), tier="standard")) for number in range(3)]
+    await toy.until(lambda: worker.running == 2)
+    begun += [router.client.begin(replace(past(f"high {number}"), tier="realtime")) for number in range(2)]
+    await toy.until(lambda: worker.running == 3)
+    assert worker.opens[-1].request.tier == "realtime"
+    worker.load = {"running": 1, "waiting": 2}
+    seen = router.service._core.parts.registry.workers[0].link.messages
+    await toy.until(lambda: router.service._core.parts.registry.workers[0].link.messages >= seen + 2)
+    assert router.sample("slots") == 2
+    assert worker.running == 3
+    worker.gate.set()
+    for task, _ in begun:
+        await task
+
+
 async def test_a_worker_that_was_set_aside_gets_one_request_and_then_all(
     toy: Any, start_worker: Any, start_router: Any
 ) -> None:

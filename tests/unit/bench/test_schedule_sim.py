@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,15 @@ def test_a_lone_answer_takes_its_prefill_and_its_steps() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 999), st.integers(1, 50)), min_size=1, max_size=40), st.integers(0, 60))
+@given(
+    st.lists(st.tuples(st.integers(1, 999), st.integers(1, 50), st.integers(0, 2)), min_size=1, max_size=40),
+    st.integers(0, 60),
+)
 def test_every_answer_gets_its_tokens_and_no_faster_than_the_fullest_batch(
-    work: list[tuple[int, int]], stop_after: int
+    work: list[tuple[int, int, int]], stop_after: int
 ) -> None:
     worker, spare = Worker(SERVICE, "w"), Worker(SERVICE, "spare")
-    answers = [Sequence(number, prompt, output) for number, (prompt, output) in enumerate(work)]
+    answers = [Sequence(number, *lengths_and_tier) for number, lengths_and_tier in enumerate(work)]
     for answer in answers:
         worker.add(answer)
     done, events = set(), 0
@@ -62,7 +66,41 @@ def test_every_answer_gets_its_tokens_and_no_faster_than_the_fullest_batch(
                 spare.add(answer)
     assert done == set(range(len(work)))
     assert at == math.inf
-    assert spare.now >= sum(SERVICE.least_work_s(*lengths) for lengths in work) / 2 - 1e-9
+    assert spare.now >= sum(SERVICE.least_work_s(prompt, output) for prompt, output, _ in work) / 2 - 1e-9
+
+
+def run_until_read(worker: Worker, number: int) -> None:
+    while number not in worker.decoding:
+        worker.advance(worker.next_event)
+        worker.pop()
+
+
+def test_a_higher_tier_takes_the_place_of_a_lower_one_twice_at_most() -> None:
+    """The victim is of the lowest tier and has the least to compute again; what it computed stays, but for a block."""
+    worker = Worker(replace(SERVICE, slots=2), "w")
+    for number, (prompt, tier) in enumerate([(500, 2), (100, 1)]):
+        worker.add(Sequence(number, prompt, 500, tier))
+        run_until_read(worker, number)
+    for number in (2, 3):
+        worker.add(Sequence(number, 10, 2, 0))
+        assert [waiting.number for waiting in worker.queue] == [0]
+        assert worker.queue[0].unread <= 16
+        run_until_read(worker, number)
+        run_until_read(worker, 0)
+    worker.add(Sequence(4, 10, 2, 0))
+    assert [waiting.number for waiting in worker.queue] == [1], "the other has given way twice"
+    run_until_read(worker, 4)
+    run_until_read(worker, 1)
+    worker.add(Sequence(5, 10, 2, 2))
+    assert worker.reading is None, "nobody gives way to its own tier"
+
+
+def test_where_kv_is_short_a_victim_is_read_again() -> None:
+    worker = Worker(replace(SERVICE, slots=1, kv_tokens=500), "w")
+    worker.add(Sequence(0, 500, 500, 2))
+    run_until_read(worker, 0)
+    worker.add(Sequence(1, 10, 2, 0))
+    assert worker.queue[0].unread == 501
 
 
 @pytest.mark.parametrize("phases", [STEADY, BURSTY, ON_OFF])

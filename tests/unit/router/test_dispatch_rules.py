@@ -20,6 +20,7 @@ class Spot:
     address: str
     in_flight: int = 0
     limit: int = 8
+    room: int = 0
     trial: bool = False
 
 
@@ -30,6 +31,8 @@ def test_the_less_busy_of_two_is_chosen_and_full_ones_only_when_all_are() -> Non
     chosen = Counter(choose([busy, full, full, full], {}, draw).address for _ in range(50))  # type: ignore[union-attr]
     assert chosen == {"busy": 50}
     assert choose([full], {}, draw) is full
+    roomy = Spot("roomy", 9, room=2)
+    assert {choose([full, roomy, full], {}, draw).address for _ in range(20)} == {"roomy"}  # type: ignore[union-attr]
     assert choose([], {}, draw) is None
     tried = Spot("tried", 0, 1, trial=True)
     assert choose([idle, tried], {"idle": 1.0}, draw) is tried

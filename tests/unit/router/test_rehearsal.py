@@ -57,7 +57,7 @@ def test_the_verdict_is_what_then_happens_and_nothing_changes(
     before: list[tuple[object, ...]], tenant: str, tier: str, cost: float, left_s: float, service_s: float
 ) -> None:
     schedule, now, number = Scheduler(TIERS, RULES.__getitem__, largest_cost=4096.0, max_queued=20), 0.0, 0
-    schedule.slots = 3
+    schedule.slots, schedule.room = 3, 2
     running: list[int] = []
     for event in before:
         decisions = []
@@ -94,6 +94,18 @@ def test_the_verdict_is_what_then_happens_and_nothing_changes(
             ahead += isinstance(one, Dispatch) and mine is None
     if isinstance(mine, Dispatch):
         assert ahead == rehearsed.place
+
+
+def test_who_presses_is_told_that_it_starts_though_no_slot_is_free() -> None:
+    schedule = Scheduler(TIERS, RULES.__getitem__, largest_cost=4096.0)
+    schedule.slots = schedule.room = 1
+    schedule.arrive(Job(1, "a", "batch", 10.0, 100.0), 0.0)
+    schedule.decide(0.0)
+    waits = {
+        first_s: rehearse(schedule, Job(9, "b", "realtime", 10.0, 9.0, 0.1, first_s), 0.0) for first_s in (0.0, 0.04)
+    }
+    assert waits[0.0].wait_s is None
+    assert waits[0.04].wait_s == 0.0
 
 
 def test_a_higher_tier_is_told_a_better_place() -> None:

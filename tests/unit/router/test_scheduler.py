@@ -126,7 +126,7 @@ class Model:
         self.gaps = gaps
 
     def service_bound(self, a: str, b: str) -> float:
-        """As `fair.py` states it: 2·c_max ÷ w + 2·slots·e."""
+        """As `fair.py` states it: 2·c_max ÷ w + 2·R·e."""
         weight = min(self.rules[a].weight, self.rules[b].weight)
         errors = [abs(self.actual[job.number] - min(job.cost, C_MAX)) / weight for job in self.jobs.values()]
         return 2 * C_MAX / weight + 2 * self.most_running * max(errors)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tiermesh.common.frames import Load
+from tiermesh.router.choice import room_of
 from tiermesh.router.registry import Worker
 from tiermesh.router.standing import ASIDE_S, FAILURES, STEADY_S, Standing
 
@@ -139,5 +140,47 @@ def test_whatever_a_worker_says_its_limit_is_sane(lie: dict[str, Any]) -> None:
     for _ in range(3000):
         worker.loaded(Load(**facts))
         assert 1 <= worker.limit <= max(1, min(facts["slots"], 1024) + 1)
+        assert 0 <= worker.room <= max(1, min(facts["slots"], 1024) // 4)
     if lie.get("waiting", 0) > 0 or math.isnan(lie.get("kv_free", 1.0)):
         assert worker.limit == 1, "no room is known there"
+
+
+def loaded(worker: Worker, waiting: int = 0, kv_free: float = 1.0) -> None:
+    worker.loaded(Load(16, 16, waiting, kv_free, 0.01))
+
+
+def test_what_was_sent_beyond_the_limit_may_wait_there_and_does_not_lower_it() -> None:
+    """Sixteen slots and one that waits; two more come, and whoever gave way to them waits too."""
+    worker = Worker("w", None)  # type: ignore[arg-type]
+    loaded(worker)
+    within = [worker.begin() for _ in range(17)]
+    assert not any(within)
+    assert [worker.begin(), worker.begin()] == [True, True]
+    loaded(worker, waiting=3)
+    assert worker.limit == 17
+    loaded(worker, waiting=4)
+    assert worker.limit == 15, "one more than that is somebody else's, and tells that the limit is too high"
+
+
+def test_a_load_frame_that_was_on_its_way_when_they_ended_does_not_lower_it_either() -> None:
+    worker = Worker("w", None)  # type: ignore[arg-type]
+    loaded(worker)
+    for _ in range(17):
+        worker.begin()
+    worker.end(worker.begin())
+    loaded(worker, waiting=2)
+    assert (worker.limit, worker.in_flight) == (17, 17)
+    loaded(worker, waiting=2)
+    assert worker.limit == 15
+
+
+def test_room_is_a_quarter_of_the_slots_while_kv_is_free_for_as_much() -> None:
+    worker = Worker("w", None)  # type: ignore[arg-type]
+    assert worker.room == 0, "nothing is known yet"
+    for kv_free, room in ((1.0, 4), (0.2, 0), (0.25, 4), (math.nan, 0)):
+        loaded(worker, kv_free=kv_free)
+        assert worker.room == room
+    loaded(worker)
+    worker.lost(0.0)
+    assert worker.room == 0
+    assert [room_of(slots) for slots in (0, 1, 7, 8, 64)] == [1, 1, 1, 2, 16]
