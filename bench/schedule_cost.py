@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..router.choice import room_of
 from ..router.jobs import LARGEST_COST, Dispatch, Job, TenantRule
 from ..router.scheduler import Scheduler
 from .results import RESULTS, plot_bars, require_green, write_result
@@ -49,7 +50,7 @@ def step_us(tenants: int, waiting: int, steps: int) -> float:
     rng = random.Random(tenants)
     rule = TenantRule(1.0, _SLOTS, 10**6)
     schedule = Scheduler(RULES, lambda _: rule, largest_cost=LARGEST_COST, max_queued=10**6, alpha=1.0)
-    schedule.slots = _SLOTS
+    schedule.slots, schedule.room = _SLOTS, room_of(_SLOTS)
     running: list[int] = []
     now = 0.0
 

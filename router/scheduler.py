@@ -25,8 +25,7 @@ _TO_SPARE = 2.0
 """A late job is called when this many times its expected time is left to its deadline."""
 _PRESSING = 0.5
 """A job of the highest tier presses when so much of its TTFT budget is left until it will be late. If each did at once,
-somebody would have to give way for each (1 % of the goodput at 1.5 times the capacity); at 0.3, in bursts at twice the
-capacity, 99.1 % of the realtime requests attain their tier instead of 99.3."""
+somebody would have to give way for each, at 1.5 times the capacity for 0.9 % of the goodput; 0.3 is about as good."""
 _LATENCY_SENSITIVE = 1.5
 """How much longer a slice of the highest tier is: it serves those who wait for each turn."""
 
