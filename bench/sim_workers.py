@@ -1,9 +1,10 @@
 """Simulated workers: continuous batching, with prefill before decode and a step that grows with the batch. Pure.
 
-Who waits for its prefill is read by tier, then by deadline. When the batch is full it takes the place of a lower tier,
-as `cloud/preemption.py` has it: of the lowest, of those the one with the least to compute again, none more than twice.
-What a victim computed stays, but for its last block, while the KV pool holds all that is here. It holds `slots` whole
-contexts (`cloud/loading.py`).
+Who waits for its prefill is read by tier, then by deadline. A prefill is made in chunks (`cloud/scheduler.py`): a
+higher tier that comes is read first, and then the rest of what was under way. When the batch is full who is read takes
+the place of a lower tier, as `cloud/preemption.py` has it: of the lowest, of those the one with the least to compute
+again, none more than twice. What a victim computed stays, but for its last block, while the KV pool holds all that is
+here. It holds `slots` whole contexts (`cloud/loading.py`).
 
 All decoding sequences of a worker are given one token per step, so each has come as far as the worker's count of steps
 since it joined; the count grows at 1 ÷ TPOT(batch) and stands still during a prefill. That makes a run an affair of few
@@ -87,8 +88,9 @@ class Worker:
     now: float = 0.0
     steps: float = 0.0
     reading: Sequence | None = None
+    read_from: float = 0.0
     read_at: float = 0.0
-    """When the prefill in progress ends."""
+    """When the prefill in progress began, and when it ends."""
     queue: list[Sequence] = field(default_factory=list)
     """To be read, by rank."""
     decoding: dict[int, Sequence] = field(default_factory=dict)
@@ -108,6 +110,8 @@ class Worker:
     def add(self, sequence: Sequence) -> None:
         """A new sequence, or one that another worker has begun."""
         insort(self.queue, sequence, key=_rank)
+        if self.reading is not None and sequence.tier < self.reading.tier:
+            self._interrupt(self.reading)
         self._read()
 
     @property
@@ -165,7 +169,15 @@ class Worker:
     def _read(self) -> None:
         if self.reading is None and self.queue and self._has_place(self.queue[0]):
             self.reading = self.queue.pop(0)
+            self.read_from = self.now
             self.read_at = self.now + self.service.read_s(self.reading.unread)
+
+    def _interrupt(self, reading: Sequence) -> None:
+        """What was read stays, in whole blocks. Its place is that of who comes, for nobody joins during a prefill."""
+        tokens = max(0.0, self.now - self.read_from - self.service.prefill_s) / self.service.prefill_token_s
+        reading.kept += min(int(tokens), reading.unread - 1) // _BLOCK * _BLOCK
+        self.reading = None
+        insort(self.queue, reading, key=_rank)
 
     def _has_place(self, sequence: Sequence) -> bool:
         """Whether the batch has a place for it. Where it is full a lower tier gives way, if there is one."""

@@ -70,8 +70,8 @@ async def test_two_thousand_cancels_at_once_leave_nothing_behind(
     worker, address = engine
     pool = worker.engine._scheduler.pool
     tenants = (toy.tenant("demo", **WIDE | {"concurrent": 4}), toy.tenant("acme", **WIDE))
-    # So that few are refused when they come.
-    patient = tuple(replace(tier, deadline_s=DAY_S) for tier in default_mesh({}).tiers)
+    # So that none is refused when it comes, however fast.
+    patient = tuple(replace(tier, ttft_s=DAY_S, deadline_s=DAY_S) for tier in default_mesh({}).tiers)
     router = await start_router(address, tenants=tenants, tiers=patient, queued=5000)
     parts = router.service._core.parts
     asked = [Request(f"acme {i}", 100, cache=CacheControl.BYPASS) for i in range(4)]

@@ -95,6 +95,23 @@ def test_a_higher_tier_takes_the_place_of_a_lower_one_twice_at_most() -> None:
     assert worker.reading is None, "nobody gives way to its own tier"
 
 
+def test_a_higher_tier_is_read_before_the_rest_of_a_lower_one() -> None:
+    worker = Worker(SERVICE, "w")
+    worker.add(Sequence(0, 8000, 1, 2))
+    worker.advance(0.1)
+    for number in (1, 2):
+        worker.add(Sequence(number, 100, 1, 0))
+    for end_s in (0.1 + SERVICE.read_s(100), 0.1 + 2 * SERVICE.read_s(100)):
+        worker.advance(worker.next_event)
+        assert worker.pop()[1]
+        assert worker.now == pytest.approx(end_s)
+    worker.advance(worker.next_event)
+    assert worker.pop()[0].number == 0
+    # What was read stays, but for a block at most; beginning anew is paid again.
+    most_s = SERVICE.prefill_s + 16 * SERVICE.prefill_token_s
+    assert SERVICE.prefill_s <= worker.now - SERVICE.read_s(8000) - 2 * SERVICE.read_s(100) <= most_s + 1e-9
+
+
 def test_where_kv_is_short_a_victim_is_read_again() -> None:
     worker = Worker(replace(SERVICE, slots=1, kv_tokens=500), "w")
     worker.add(Sequence(0, 500, 500, 2))
