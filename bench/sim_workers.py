@@ -17,8 +17,8 @@ import heapq
 from bisect import insort
 from dataclasses import dataclass, field
 
-MOST_PREEMPTIONS = 2
-"""Of one sequence."""
+from ..cloud.preemption import MOST
+
 _BLOCK = 16
 """Tokens of a KV block; those of one that is not full are computed again."""
 
@@ -184,7 +184,7 @@ class Worker:
         if len(self.decoding) < self.service.slots:
             return True
         everybody = self.decoding.values()
-        lower = [one for one in everybody if one.tier > sequence.tier and one.preemptions < MOST_PREEMPTIONS]
+        lower = [one for one in everybody if one.tier > sequence.tier and one.preemptions < MOST]
         if lower:
             self._preempt(min(lower, key=lambda one: (-one.tier, one.prompt + self.made(one))))
         return bool(lower)
