@@ -165,7 +165,7 @@ class Engine:
         self._publish()
 
     def _plan(self) -> list[Work]:
-        plan = self._scheduler.plan()
+        plan = self._scheduler.plan(self._clock.now())
         if not self.config.ngram_drafts:
             return plan
         budget = self._scheduler.step_tokens - sum(work.count for work in plan)

@@ -44,7 +44,7 @@ class Pace:
             self._plain[magnitude] = before + _RECENT * (seconds - before)
             return
         self._readings += 1
-        added_s = max(0.0, seconds - (self._known(deciders or 1) or 0.0))
+        added_s = max(0.0, seconds - (self.plain_s(deciders or 1) or 0.0))
         self._read = self._read * (1 - _RECENT) + read
         self._added_s = self._added_s * (1 - _RECENT) + added_s
 
@@ -52,12 +52,12 @@ class Pace:
         """What the next step may read while others decode; 0 lets a step without it be measured."""
         if self._readings >= _UNTIL_MEASURED:
             return 0
-        plain = self._known(deciders)
+        plain = self.plain_s(deciders)
         if not plain or not self._added_s:
             return _LEAST
         return max(_LEAST, int(max(_SHARE, readers_per_decider) * plain * self._read / self._added_s))
 
-    def _known(self, deciders: int) -> float | None:
-        """The time of as many, or of the next fewer that were measured."""
+    def plain_s(self, deciders: int) -> float | None:
+        """Seconds of a step in which so many decode and nobody reads, or the next fewer; None before any."""
         magnitude = deciders.bit_length()
         return next((self._plain[m] for m in range(magnitude, 0, -1) if m in self._plain), None)

@@ -1,15 +1,15 @@
 """Who gives way, when there are more sequences than slots or KV blocks.
 
 A sequence that waits takes the place of lower tiers, never of its own or a higher one. One that runs and can't grow
-takes the blocks of whoever ranks behind it. The victim is of the lowest tier; among those the one with the least to
-compute again; then the one that frees the most.
+takes the blocks of whoever ranks behind it. The victim is of the lowest tier; among those one that is not in haste
+(`haste.py`); then the one with the least to compute again; then the one that frees the most.
 
 Nobody gives way more than twice: after that a sequence runs only where all that it may ever need is free, and keeps it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 
 from .blocks import BlockPool
@@ -25,13 +25,18 @@ def settled(sequence: Sequence) -> bool:
 
 
 def who_makes_room(
-    waiting: Sequence, needed: int, running: Many[Sequence], pool: BlockPool, slots: int
+    waiting: Sequence,
+    needed: int,
+    running: Many[Sequence],
+    pool: BlockPool,
+    slots: int,
+    in_haste: Callable[[Sequence], bool],
 ) -> list[Sequence] | None:
     """Whose leaving gives `waiting` a slot and `needed` blocks: nobody's, where it has both; None where nobody's does.
 
     For each that runs one block more has to be free, or whoever was let in would be the next victim.
     """
-    lower = _by_cost((s for s in running if s.tier > waiting.tier and not settled(s)), pool)
+    lower = _by_cost((s for s in running if s.tier > waiting.tier and not settled(s)), pool, in_haste)
     left, free, leaving = len(running), pool.free, list[Sequence]()
     while left >= slots or needed + left > free:
         if not lower:
@@ -43,12 +48,14 @@ def who_makes_room(
     return leaving
 
 
-def who_yields(growing: Sequence, running: Many[Sequence], pool: BlockPool) -> Sequence:
+def who_yields(
+    growing: Sequence, running: Many[Sequence], pool: BlockPool, in_haste: Callable[[Sequence], bool]
+) -> Sequence:
     """Whose blocks `growing` takes when none is free; its own tells that it must go itself."""
-    behind = _by_cost((s for s in running if s.rank > growing.rank and not settled(s)), pool)
+    behind = _by_cost((s for s in running if s.rank > growing.rank and not settled(s)), pool, in_haste)
     return behind[-1] if behind else growing
 
 
-def _by_cost(sequences: Iterable[Sequence], pool: BlockPool) -> list[Sequence]:
+def _by_cost(sequences: Iterable[Sequence], pool: BlockPool, in_haste: Callable[[Sequence], bool]) -> list[Sequence]:
     """The best victim last."""
-    return sorted(sequences, key=lambda s: (s.tier, -s.computed, pool.freed_by(s.blocks)))
+    return sorted(sequences, key=lambda s: (s.tier, not in_haste(s), -s.computed, pool.freed_by(s.blocks)))

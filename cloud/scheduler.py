@@ -20,6 +20,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from .blocks import BlockPool, Lease
+from .haste import in_haste
 from .pace import Pace
 from .preemption import settled, who_makes_room, who_yields
 from .request import Job, Sequence, State
@@ -72,6 +73,7 @@ class Scheduler:
         """By what was short: slots or KV for one that waited, KV for one that ran."""
         self.step_tokens = max(slots, step_tokens)
         self._paused = 0
+        self._now = 0.0
 
     @property
     def has_work(self) -> bool:
@@ -130,11 +132,13 @@ class Scheduler:
         """All sequences that have not ended."""
         return [*self.running, *self.waiting, *self.idle]
 
-    def plan(self) -> list[Work]:
+    def plan(self, now: float) -> list[Work]:
         """Lets in who fits and shares the budget; blocks for all of the plan are held.
 
-        Empty only when there is no work: if whoever ran had to give way, somebody else is let in.
+        Empty only when there is no work: if whoever ran had to give way, somebody else is let in. The time tells who
+        is in haste.
         """
+        self._now = now
         self._let_in()
         works = self._share()
         if not works and self.waiting:
@@ -167,7 +171,7 @@ class Scheduler:
             self._regain(sequence)
             tokens = sequence.longest if settled(sequence) else sequence.computed + sequence.pending
             needed = self.pool.missing(len(sequence.blocks), tokens)
-            victims = who_makes_room(sequence, needed, self.running, self.pool, self.slots)
+            victims = who_makes_room(sequence, needed, self.running, self.pool, self.slots, self._in_haste)
             if victims is None:
                 sequence.lease = self.pool.lease(sequence.blocks)
                 return
@@ -224,7 +228,7 @@ class Scheduler:
     def _unpaused(self, ready: list[Sequence]) -> list[Sequence]:
         """Those who run in this step: who ranks below a tier that reads its prompt would only prolong it."""
         reader = next((s for s in ready if s.reading), None)
-        going = [s for s in ready if reader is None or s.tier <= reader.tier]
+        going = [s for s in ready if reader is None or s.tier <= reader.tier or (not s.reading and self._in_haste(s))]
         if len(going) == len(ready) or self._paused == _PAUSE:
             self._paused = 0
             return ready
@@ -241,10 +245,13 @@ class Scheduler:
     def _make_room(self, sequence: Sequence) -> None:
         """Blocks from those who rank behind, if none is free; from `sequence` itself where nobody does."""
         while not self.pool.grow(sequence.blocks, sequence.computed + sequence.pending):
-            victim = who_yields(sequence, self.running, self.pool)
+            victim = who_yields(sequence, self.running, self.pool, self._in_haste)
             self._preempt(victim, "growth")
             if victim is sequence:
                 return
+
+    def _in_haste(self, sequence: Sequence) -> bool:
+        return in_haste(sequence, self._now, self.pace.plain_s(len(self.running)))
 
     def _preempt(self, victim: Sequence, short: str) -> None:
         """RUNNING → WAITING."""

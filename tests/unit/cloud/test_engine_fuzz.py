@@ -514,7 +514,9 @@ def spoilt_blocks_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 def equals_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """A waiting request takes the place of one of its own tier."""
 
-    def ruthless(waiting: Sequence, needed: int, running: list[Sequence], pool: BlockPool, slots: int) -> Any:
+    def ruthless(
+        waiting: Sequence, needed: int, running: list[Sequence], pool: BlockPool, slots: int, _: object
+    ) -> Any:
         if len(running) < slots and needed + len(running) <= pool.free:
             return []
         victims = [s for s in running if s.preemptions < MOST]

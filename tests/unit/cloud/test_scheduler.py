@@ -50,7 +50,7 @@ def take_in(made: Scheduler, plan: list[Work]) -> float:
 
 def run(made: Scheduler, steps: int = 1) -> None:
     for _ in range(steps):
-        take_in(made, made.plan())
+        take_in(made, made.plan(0.0))
 
 
 def counts(plan: list[Work]) -> list[tuple[int, int]]:
@@ -69,9 +69,9 @@ def test_those_who_decode_go_before_a_prompt_and_prompts_by_rank() -> None:
     run(made)
     made.add(sequence(2, 500))
     made.add(sequence(3, 12, due=5.0))
-    take_in(made, plan := made.plan())
+    take_in(made, plan := made.plan(0.0))
     assert counts(plan) == [(1, 1), (3, 8)], "due first, so read first"
-    assert [work.sequence.id for work in made.plan()] == [1, 3, 2]
+    assert [work.sequence.id for work in made.plan(0.0)] == [1, 3, 2]
 
 
 def test_the_next_to_run_is_of_the_highest_tier_then_due_first_then_first_come() -> None:
@@ -80,7 +80,7 @@ def test_the_next_to_run_is_of_the_highest_tier_then_due_first_then_first_come()
         made.add(sequence(number, 4, tier=tier, due=due))
     order = []
     while made.has_work:
-        order.append(made.plan()[0].sequence.id)
+        order.append(made.plan(0.0)[0].sequence.id)
         made.remove(made.running[0])
     assert order == [5, 3, 4, 2, 1]
 
@@ -92,7 +92,7 @@ def test_a_higher_tier_takes_the_slot_of_the_lowest_that_has_least_to_lose() -> 
         made.add(member)
     settle(made)
     made.add(arrived := sequence(4, 8, tier=HIGH))
-    plan = made.plan()
+    plan = made.plan(0.0)
     assert arrived in made.running
     assert members[0].state is State.WAITING
     assert made.preemptions == {"slots": 1, "kv": 0, "growth": 0}
@@ -116,7 +116,7 @@ def test_a_higher_tier_takes_kv_of_as_few_as_it_needs() -> None:
         made.add(sequence(number, prompt, tier=LOW))
     settle(made)
     made.add(sequence(4, 80, tier=HIGH))
-    made.plan()
+    made.plan(0.0)
     assert made.preemptions == {"slots": 0, "kv": 2, "growth": 0}
     assert sorted(s.id for s in made.running) == [2, 4]
 
@@ -138,11 +138,11 @@ def test_a_victim_keeps_its_place_and_goes_on_where_it_was() -> None:
     known = list(victim.tokens)
     made.add(arrived := sequence(2, 8, tier=HIGH))
     made.add(sequence(3, 8, tier=LOW))
-    made.plan()
+    made.plan(0.0)
     assert [s.id for s in made.waiting] == [1, 3]
     assert (victim.blocks, victim.preemptions) == ([], 1)
     made.remove(arrived)
-    ((resumed, count),) = counts(made.plan())
+    ((resumed, count),) = counts(made.plan(0.0))
     assert (resumed, count) == (1, 1), "nobody needed its blocks, so nothing is computed again"
     assert victim.tokens == known
 
@@ -152,7 +152,7 @@ def test_who_gave_way_twice_runs_only_where_all_that_it_may_need_is_free() -> No
     made.add(victim := sequence(1, 16, answer=60, tier=LOW, preemptions=1))
     settle(made)
     made.add(first := sequence(2, 70, tier=HIGH))
-    made.plan()
+    made.plan(0.0)
     assert victim.preemptions == 2
     run(made, 2)
     assert victim.state is State.WAITING, "it may need five blocks, and one is free"
@@ -188,7 +188,7 @@ def test_what_nobody_needs_of_a_session_stays_and_the_longest_unused_goes_first(
     for session in sessions:
         session.ask((), ())
         made.add(session)
-    made.plan()
+    made.plan(0.0)
     assert [session.computed for session in sessions] == [0, 15]
     assert sum(made.preemptions.values()) == 0
 
@@ -197,14 +197,14 @@ def test_a_session_reads_all_but_the_last_token_ahead_and_an_ask_joins_midway() 
     made = scheduler(blocks=16, step_tokens=10)
     session = sequence(1, 24, job=Job.VERIFY)
     made.add(session)
-    (work,) = made.plan()
+    (work,) = made.plan(0.0)
     assert (work.count, work.wanted) == (10, 0)
     session.computed += work.count
     session.ask((), (7, 8))
     assert not made.current(work), "what was planned before the ask is not what it waits for"
     shares = []
     while session.pending:
-        (work,) = made.plan()
+        (work,) = made.plan(0.0)
         shares.append((work.count, work.wanted))
         session.computed += work.count
     assert shares == [(10, 0), (6, 3)]
@@ -222,7 +222,7 @@ def test_a_prompt_finds_what_its_tenant_had_computed_and_runs_the_last_token_its
         again.tokens, other.tokens = list(range(1000, 1000 + length)), list(range(1000, 1000 + length))
         made.add(again)
         made.add(other)
-        made.plan()
+        made.plan(0.0)
         assert (again.computed, other.computed) == (expected, 0)
         assert again.cached_prompt_tokens == expected
 
@@ -234,21 +234,48 @@ def test_lower_tiers_pause_while_a_higher_one_reads_but_for_every_eighth_step() 
     made.add(sequence(2, 400, tier=HIGH))
     steps = []
     for _ in range(16):
-        take_in(made, plan := made.plan())
+        take_in(made, plan := made.plan(0.0))
         steps.append(any(work.sequence is low for work in plan))
     assert steps.count(True) == 2
     assert steps.index(True) == 7
 
 
+def test_who_is_in_haste_does_not_pause_for_a_higher_tier_that_reads() -> None:
+    """Ninety tokens to come, some 4 ms each: 0.6 s are enough if nothing holds it up."""
+    made = scheduler(step_tokens=16)
+    made.add(hurried := sequence(1, 4, answer=100, tier=LOW, deadline=0.6))
+    made.add(idle := sequence(2, 4, answer=100, tier=LOW, deadline=60.0))
+    made.add(late := sequence(3, 4, answer=100, tier=LOW, deadline=0.2))
+    run(made, 10)
+    made.add(sequence(4, 400, tier=HIGH))
+    plan = {work.sequence.id for work in made.plan(0.0)}
+    assert plan == {hurried.id, 4}, "not who has time, nor who can't be in time any more"
+    assert {idle.id, late.id}.isdisjoint(plan)
+
+
+def test_who_is_in_haste_is_the_last_of_its_tier_to_give_way_but_keeps_no_higher_one_out() -> None:
+    made = scheduler(slots=2)
+    made.add(sequence(1, 4, answer=100, tier=LOW, deadline=0.6))
+    settle(made)
+    made.add(sequence(2, 40, answer=100, tier=LOW, deadline=60.0))
+    run(made, 10)
+    made.add(sequence(3, 8, answer=100, tier=HIGH))
+    made.plan(0.0)
+    assert sorted(s.id for s in made.running) == [1, 3], "though the other has more to compute again"
+    made.add(sequence(4, 8, tier=HIGH))
+    made.plan(0.0)
+    assert sorted(s.id for s in made.running) == [3, 4]
+
+
 def test_a_lower_tier_reads_nothing_in_the_step_that_gives_a_higher_one_its_first_token() -> None:
     made = scheduler(step_tokens=64)
     made.add(low := sequence(1, 200, tier=LOW))
-    take_in(made, made.plan())
+    take_in(made, made.plan(0.0))
     made.add(high := sequence(2, 20, tier=HIGH))
-    plan = made.plan()
+    plan = made.plan(0.0)
     assert [(work.sequence, work.count) for work in plan] == [(high, 20)]
     take_in(made, plan)
-    take_in(made, plan := made.plan())
+    take_in(made, plan := made.plan(0.0))
     assert {work.sequence for work in plan} == {high, low}
 
 
@@ -260,7 +287,7 @@ def test_a_long_prompt_prolongs_the_steps_of_those_who_decode_by_a_bounded_share
     made.add(long := sequence(9, 2000))
     times = []
     while long.computed < 2000:
-        plan = made.plan()
+        plan = made.plan(0.0)
         assert sum(work.sequence is not long for work in plan) == 8, "all of them get on in every step"
         times.append(take_in(made, plan))
     assert max(times) < 2 * 0.004
