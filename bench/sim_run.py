@@ -159,7 +159,9 @@ class Run:
         service_s = estimates.service_s(offer.prompt, output, batches)
         first_s = estimates.service_s(offer.prompt, 1.0, batches)
         deadline = offer.at + tier.deadline_s
-        job = Job(number, offer.tenant, tier.rule.name, cost, deadline, service_s, first_s, offer.request)
+        name = tier.rule.name
+        slow_s = estimates.slow_s(offer.tenant, name, service_s)
+        job = Job(number, offer.tenant, name, cost, deadline, service_s, first_s, offer.request, slow_s=slow_s)
         self.outcomes.append(outcome := Outcome(offer, job))
         if self._returns is not None:
             self._returns.arrived(outcome)
@@ -228,9 +230,10 @@ class Run:
         self._policy.finish(number, cost, self.now)
 
     def _learn(self, outcome: Outcome, worker: str) -> None:
-        offer = outcome.offer
+        offer, job = outcome.offer, outcome.job
         assert outcome.first is not None
         assert outcome.dispatched is not None
+        self._estimates.took(offer.tenant, job.tier, job.service_s, self.now - outcome.dispatched)
         self._estimates.finished(offer.tenant, "", TIERS[offer.tier].max_tokens, offer.output)
         tpot_s = (self.now - outcome.first) / (offer.output - 1) if offer.output > 1 else None
         ttft_s = outcome.first - outcome.dispatched

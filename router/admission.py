@@ -22,9 +22,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..common.errors import DeadlineExceeded, Overloaded, TiermeshError
+from .assurance import Assurance
+from .demand import Demand
 from .drains import Drains
 from .fair import FairQueue
 from .jobs import Job, TenantRule, TierRule
+from .lags import Lags
 from .promises import EARLY_S, MAX_DELAY_S, Promises
 
 UNMEASURED_S = 1.0
@@ -49,7 +52,12 @@ class Admission:
     """Judges over the scheduler's queues."""
 
     def __init__(
-        self, queues: Mapping[str, FairQueue], tenant: Callable[[str], TenantRule], largest_cost: float
+        self,
+        queues: Mapping[str, FairQueue],
+        tenant: Callable[[str], TenantRule],
+        lags: Lags,
+        demand: Demand,
+        largest_cost: float,
     ) -> None:
         self.rules: Mapping[str, TierRule] = {}
         self._queues = queues
@@ -57,16 +65,21 @@ class Admission:
         self._tenant = tenant
         self._c_max = largest_cost
         self._drains = Drains(list(queues))
+        self._assurance = Assurance(lags, self._drains, demand)
         self._promises = Promises(list(queues))
 
-    def passed(self, now: float, waiting: Sequence[str]) -> None:
-        """Time went by while these tiers waited for slots."""
-        self._drains.passed(now, waiting)
+    def passed(self, now: float, waiting: Sequence[str], *, full: bool) -> None:
+        """Time went by while these tiers waited for slots, or none was free."""
+        self._drains.passed(now, waiting, full=full)
         self._promises.passed(now)
 
     def drained(self, tier: str, cost: float) -> None:
         """A job that had to wait got a slot."""
         self._drains.drained(tier, cost)
+
+    def ended(self, cost: float) -> None:
+        """A job ended when no slot was free."""
+        self._drains.ended(cost)
 
     def taken(self, job: Job) -> None:
         """A job was taken in, and needs the place no more that it may have been promised."""
@@ -80,7 +93,8 @@ class Admission:
         # The highest tier waits for nobody else, so its wait swings little, and its refusals cost most.
         margin = 0.0 if job.tier == self._highest else _MARGIN
         waiting = sum(queue.waiting(job.tenant) for queue in self._queues.values())
-        if promise is not None and promise.due <= now + EARLY_S:
+        comes_back = promise is not None and promise.due <= now + EARLY_S
+        if comes_back:
             start_s, expected = self._start_s(job, _NOBODY, -_SPREAD), 0.0
         elif not waiting:  # its turn would go by unused
             start_s, expected = self._start_s(job, _NOBODY, margin), 0.0
@@ -89,9 +103,12 @@ class Admission:
             start_s = self._start_s(job, self._promises.ahead(job, promise), margin, may_be_late)
             expected = self._promises.expected(job.tenant) - (promise is not None)
         # Without a wait the refusal would rest on a guess about the answer's length alone; a slot is free, so try.
-        if now + start_s + job.service_s > job.deadline and self.waits(job):
+        if now + start_s + self._takes_s(job) > job.deadline and self.waits(job):
             when = "after all that can still be in time" if start_s == math.inf else f"in {start_s:.1f} s"
             return NoPlace(f"it would start {when} and miss its deadline", self.free_s(job, job.deadline - now))
+        if self._unsure(job, job.deadline - now, _NOBODY, 0.0 if comes_back else margin, comes_back=comes_back):
+            why = "its tier's share alone might not let it start in time for its deadline"
+            return NoPlace(why, self.free_s(job, job.deadline - now))
         if waiting and waiting + max(0.0, expected) >= self._tenant(job.tenant).queued:
             return NoPlace(f"{waiting} requests of this tenant wait already", self.turn_s(job))
         return NoPlace("too many requests wait", self.turn_s(job)) if full else None
@@ -118,12 +135,15 @@ class Admission:
 
     def free_s(self, job: Job, patience_s: float) -> float | None:
         """Time until a job like this, with so much time to its deadline, would be taken and be in time; None: never."""
-        latest_s, on_time_s = patience_s - job.service_s, self.rules[job.tier].ttft_s - job.first_s
+        latest_s, on_time_s = patience_s - self._takes_s(job), self.rules[job.tier].ttft_s - job.first_s
         if latest_s <= 0:
             return None
         # Less a part of the margin that it is judged with when it comes: without, some could come twice as early.
-        wait_s = (1.0 - _SPREAD / 4) * self._wait_s(job, self._promises.ahead(job, None))
-        return wait_s - (min(latest_s, on_time_s) if on_time_s > 0 else latest_s)  # else it is late from the start
+        told, promised = 1.0 - _SPREAD / 2, self._promises.ahead(job, None)
+        wait_s = told * self._wait_s(job, promised)
+        free_s = wait_s - (min(latest_s, on_time_s) if on_time_s > 0 else latest_s)  # else it is late from the start
+        unsure = self._unsure(job, patience_s, promised)
+        return max(free_s, told * self._drains.seconds(job.tier, unsure)) if unsure else free_s
 
     def turn_s(self, job: Job) -> float:
         """Time until its tenant's queue has room again, for those who were promised a place before and for this job.
@@ -156,6 +176,29 @@ class Admission:
         ahead = queue.ahead(tenant, self._cost(job), self._weight, promised) if queue or promised else 0.0
         own = queue.cost_of(tenant) + promised.get(tenant, 0.0)
         return max(self._drains.seconds(job.tier, ahead, wary), queue.own_wait_s(tenant, own, wary))
+
+    def _unsure(
+        self,
+        job: Job,
+        patience_s: float,
+        promised: Mapping[str, float],
+        margin: float = 0.0,
+        *,
+        comes_back: bool = False,
+    ) -> float:
+        """Cost that its tier must be given before a job with so much time would surely be in time; 0 if it is now."""
+        queue = self._queues[job.tier]
+        if job.tier == self._highest or not (queue or promised):
+            return 0.0
+        cost = self._cost(job)
+        needed = (1.0 + margin) * (queue.ahead(job.tenant, cost, self._weight, promised) + cost)
+        given_s = self._assurance.given_s(self.rules[job.tier], needed, promised=comes_back)
+        latest_s = patience_s - self._takes_s(job)
+        return needed * (1.0 - latest_s / given_s) if given_s > max(0.0, latest_s) else 0.0
+
+    def _takes_s(self, job: Job) -> float:
+        """As long as it may take; of the highest tier as long as it is expected to, since its refusals cost most."""
+        return job.service_s if job.tier == self._highest else max(job.service_s, job.slow_s)
 
     def _cost(self, job: Job) -> float:
         return min(job.cost, self._c_max)

@@ -24,6 +24,26 @@ class RunningMedian:
         self._median = median(self._values)
 
 
+class RunningQuantile:
+    """What a part of the last values, by weight, does not exceed."""
+
+    def __init__(self, first: float, part: float, window: int = 64) -> None:
+        self._values: deque[tuple[float, float]] = deque(maxlen=window)
+        self._part = part
+        self.value = first
+        """The first guess when nothing was seen."""
+
+    def add(self, value: float, weight: float) -> None:
+        """One more value."""
+        self._values.append((value, weight))
+        left = self._part * sum(each for _, each in self._values)
+        for known, each in sorted(self._values):
+            left -= each
+            if left <= 0:
+                self.value = known
+                break
+
+
 class Decayed:
     """A mean that forgets: a value's weight halves with each `half_life` values."""
 

@@ -106,9 +106,10 @@ class Computation:
                 # The one who came first ran out of time; somebody with more of it still listens.
                 ticket = parts.slots.submit(self._job(prompt, expected, self._flight.deadline))
                 await ticket.wait()
-            meter.dispatched()
+            meter.dispatched(ticket.job)
             await self._answer(meter)
         finally:
+            meter.ended()
             if ticket is not None:
                 ticket.release(meter.cost)
             if self._reservation is not None:

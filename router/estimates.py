@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from ..common.types import ChatMessage, Prompt
-from .averages import Decayed, RunningMedian
+from .averages import Decayed, RunningMedian, RunningQuantile
 from .worker_times import WorkerTimes
 
 _FIRST_OUTPUT = 64.0
 """Expected answer tokens before anything was seen."""
 _OUTPUT_WEIGHT = 2.0
 """A generated token costs about two prompt tokens: prefill reads many at once, decode one per step."""
+_SLOW = 0.9
+"""An answer takes no longer than its slow time in so many of the seconds that are worked."""
 _MOST = 4096
 """Kinds of answers that are remembered; then the one that was seen last longest ago goes."""
 
@@ -43,6 +45,7 @@ class Estimates:
         self._outputs: _Recent[tuple[str, str, int], RunningMedian] = _Recent()
         self._cached: _Recent[str, Decayed] = _Recent()
         self._tokens_per_char = Decayed(0.3)
+        self._stretch: _Recent[tuple[str, str], RunningQuantile] = _Recent()
         self.workers = WorkerTimes()
 
     def prompt_tokens(self, prompt: Prompt) -> int:
@@ -85,6 +88,23 @@ class Estimates:
             for name, batch in pool
         )
         return sum(times) / len(pool)
+
+    def slow_s(self, tenant: str, tier: str, service_s: float) -> float:
+        """What hardly any of a tenant's answers in a tier takes longer than that was expected to take `service_s`.
+
+        Lower tiers pause and give way to higher ones, and some answers are longer than most are. By tenant, so that
+        nobody is refused for what another asks.
+        """
+        stretch = self._stretch.get((tenant, tier))
+        return service_s * max(1.0, stretch.value) if stretch else service_s
+
+    def took(self, tenant: str, tier: str, service_s: float, actual_s: float) -> None:
+        """An answer has ended, after so long, that was expected to take `service_s`."""
+        if service_s <= 0:
+            return
+        stretch = self._stretch.get((tenant, tier)) or RunningQuantile(1.0, _SLOW)
+        stretch.add(actual_s / service_s, service_s)
+        self._stretch.put((tenant, tier), stretch)
 
     def finished(self, tenant: str, model: str, max_tokens: int, output_tokens: int) -> None:
         """An answer is complete."""

@@ -44,6 +44,8 @@ class FairQueue:
         """In the order in which they came."""
         self._turns: list[tuple[float, int, str]] = []
         """When which job of which tenant will be late."""
+        self.eligible = 0
+        """Jobs whose tenants are below their limits."""
         self.late = 0
         """How many are, as far as `sort_out` was told the time."""
         self._watched: dict[str, float] = {}
@@ -95,6 +97,7 @@ class FairQueue:
             if tenant not in self._limited:
                 self._joining.add(tenant)
         backlog.push(item, now)
+        self.eligible += tenant not in self._limited
         self._jobs[item.job] = None
         heapq.heappush(self._turns, (item.on_time_until, item.job, tenant))
         if len(self._turns) > 2 * len(self._jobs) + 64:  # most of their jobs have left
@@ -107,6 +110,7 @@ class FairQueue:
         backlog = self._waiting[tenant]
         late = backlog.late
         backlog.remove(job, now)
+        self.eligible -= tenant not in self._limited
         self.late += backlog.late - late
         del self._jobs[job]
         if not backlog:
@@ -118,6 +122,7 @@ class FairQueue:
         if tenant not in self._limited:
             self._limited.add(tenant)
             if tenant in self._waiting:
+                self.eligible -= len(self._waiting[tenant])
                 self._leave(tenant)
 
     def free(self, tenant: str) -> None:
@@ -125,6 +130,7 @@ class FairQueue:
         if tenant in self._limited:
             self._limited.discard(tenant)
             if tenant in self._waiting:
+                self.eligible += len(self._waiting[tenant])
                 self._joining.add(tenant)
                 self._watch(tenant)
 

@@ -49,6 +49,8 @@ class Job:
     """The same when the same request comes again; 0 where that can't be told, and no place is kept for it then."""
     attained: float = 0.0
     """Cost of what earlier turns of the same conversation or session were given, in tokens."""
+    slow_s: float = 0.0
+    """What it hardly ever takes longer than, from dispatch to the last token; 0 where nothing tells."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,15 @@
 
 At each dispatch of cost ĉ the lag of every tier that waits grows by its share m of ĉ; that of the served tier falls by
 ĉ, never below zero. A tier whose queue is empty has none; one whose tenants are all at their own limits keeps at most
-c_max, the largest cost. While all lags are below c_max, the highest tier that waits is served, else the one with the
-largest.
+c_max, the largest cost. A tier whose lag has come to the cost of its next job is served before its turn, if there are
+several the one with the largest lag; else the highest that waits is. While a job of the highest tier presses (see
+`scheduler.py`) that takes a lag of c_max, so that bursts are not cut short by what lower tiers will get anyway.
 
 Both bounds follow from the sum L of the lags of n tiers whose shares add up to M < 1:
 
 - A dispatch that begins while all lags are below c_max leaves L < (n + M)·c_max. One that begins otherwise is forced:
-  it serves a lag of at least c_max ≥ ĉ, so the whole ĉ is taken from L and at most M·ĉ added: L falls. So L, and
-  with it each lag, stays below (n + M)·c_max.
+  it serves a lag of at least ĉ, so the whole ĉ is taken from L and at most M·ĉ added: L falls. So L, and with it each
+  lag, stays below (n + M)·c_max.
 - A tier that waits gets there in c_max/m, plus the dispatch that takes it over. From then on each dispatch until its
   own is forced and takes (1 − M)·ĉ from L, which begins below (n + M)·c_max and ends at no less than c_max, its own
   lag. So others are given at most c_max·(1/m + 1 + (n + M − 1)/(1 − M)) before it is served.
@@ -19,7 +20,7 @@ The clamp at zero makes this hold: without it a tier that was served beyond its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .jobs import TierRule
 
@@ -54,10 +55,18 @@ class Lags:
         """By tier; a copy."""
         return dict(self._lags)
 
-    def next(self, waiting: Sequence[str]) -> str:
-        """Who is to be served of these, which are in order and at least one."""
-        owed = max(waiting, key=lambda tier: self._lags[tier])
-        return owed if self._lags[owed] >= self._c_max else waiting[0]
+    def of(self, tier: str) -> float:
+        """What a tier is owed."""
+        return self._lags[tier]
+
+    def next(self, waiting: Sequence[str], due: Callable[[str], float], pressing: bool = False) -> str:
+        """Who is to be served of these, which are in order and at least one.
+
+        `due` says what the next job of a tier costs; where a job of the highest is `pressing`, lags may grow to c_max.
+        """
+        owed = [tier for tier in waiting if self._lags[tier] > 0.0]
+        owed = [tier for tier in owed if self._lags[tier] >= (self._c_max if pressing else due(tier))]
+        return max(owed, key=self._lags.__getitem__) if owed else waiting[0]
 
     def served(self, tier: str, cost: float, waiting: Sequence[str]) -> None:
         """One of those that waited was given this much, at most the largest cost."""

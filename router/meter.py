@@ -8,6 +8,7 @@ from ..common.frames import RelayFinished
 from ..common.types import Finished, Timing
 from .dispatch import Work
 from .estimates import actual_cost
+from .jobs import Job
 from .orders import Order
 from .parts import Parts
 
@@ -27,6 +28,9 @@ class Meter:
         self._begun = parts.clock.now()
         self._dispatched: float | None = None
         self._first: float | None = None
+        self._expected_s = 0.0
+        """From the dispatch to the end."""
+        self._whole = False
 
     @property
     def used(self) -> float:
@@ -38,9 +42,10 @@ class Meter:
         """Work done, as the scheduler counts it."""
         return 0.0 if self._dispatched is None else actual_cost(self._prompt - self._cached, self._output)
 
-    def dispatched(self) -> None:
+    def dispatched(self, job: Job) -> None:
         """The slot is ours."""
         self._dispatched = self._parts.clock.now()
+        self._expected_s = job.service_s
         self._parts.metrics.queued(self._order.request.tier, self._dispatched - self._begun)
 
     def tokens(self, count: int) -> None:
@@ -57,6 +62,7 @@ class Meter:
         assert self._dispatched is not None
         self._prompt = usage.prompt_tokens or self._prompt
         self._cached = usage.cached_prompt_tokens
+        self._whole = True
         self._learn(work, now)
         if self._first is not None:
             self._parts.metrics.tpot(request.tier, now - self._first, self._output)
@@ -65,6 +71,14 @@ class Meter:
         queue = Timing("router", "queue", self._dispatched - self._begun)
         usage = replace(usage, billed_tokens=usage.prompt_tokens + usage.completion_tokens)
         return Finished(frame.reason, usage, (queue, *frame.timings))
+
+    def ended(self) -> None:
+        """Nothing more comes. What broke off says something too if it had been expected to be done by then."""
+        if self._dispatched is not None:
+            took_s = self._parts.clock.now() - self._dispatched
+            if self._whole or took_s > self._expected_s:
+                tenant, tier = self._order.tenant.name, self._order.request.tier
+                self._parts.estimates.took(tenant, tier, self._expected_s, took_s)
 
     def _learn(self, work: Work, now: float) -> None:
         """What the answer says about the next ones; times only where one worker gave all of it."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ..common.errors import DeadlineExceeded, TiermeshError
 from .admission import Admission, NoPlace
 from .backlog import Waiting, level
+from .demand import Demand
 from .fair import FairQueue
 from .jobs import Decision, Dispatch, Job, Refusal, TenantRule, TierRule
 from .lags import Lags
@@ -62,7 +63,8 @@ class Scheduler:
         self._alpha = alpha
         self._queues = {tier.name: FairQueue() for tier in tiers}
         self._lags = Lags(tiers, largest_cost)
-        self._admission = Admission(self._queues, tenant, largest_cost)
+        self._demand = Demand(self._order)
+        self._admission = Admission(self._queues, tenant, self._lags, self._demand, largest_cost)
         self._admission.rules = self._rules
         self._waiting: dict[int, _Held] = {}
         self._running: dict[int, Job] = {}
@@ -180,6 +182,8 @@ class Scheduler:
     def finish(self, number: int, actual_cost: float, now: float) -> None:
         """A running job has ended, for whatever reason, after this much work. Then call `decide`."""
         self._pass(now)
+        if self._is_full:
+            self._admission.ended(min(actual_cost, self._c_max))
         job = self._running.pop(number)
         self._running_in[job.tier] -= 1
         self._running_of[job.tenant] -= 1
@@ -219,6 +223,10 @@ class Scheduler:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
+    @property
+    def _is_full(self) -> bool:
+        return 0 < self.slots <= len(self._running)
+
     def _has_room(self, now: float) -> bool:
         """Whether one more may run: in a free slot or, while a job of the highest tier presses, beyond the slots.
 
@@ -244,7 +252,8 @@ class Scheduler:
 
     def _next(self, waiting: Sequence[str], now: float) -> Decision:
         """Gives a slot to the job that is due, or refuses it when it can't be done in time any more."""
-        tier = self._lags.next(waiting)
+        pressing = self._presses_at <= now
+        tier = self._lags.next(waiting, lambda name: self._queues[name].first(now)[1].cost, pressing)
         queue = self._queues[tier]
         tenant, item = queue.first(now)
         held = self._waiting[item.job]
@@ -270,7 +279,7 @@ class Scheduler:
         key = now + rule.ttft_s + sunk_s + self._alpha * job.service_s
         on_time_until = now + rule.ttft_s - job.first_s
         self._waiting[job.number] = _Held(job, now)
-        last_call = job.deadline - _TO_SPARE * job.service_s
+        last_call = job.deadline - max(_TO_SPARE * job.service_s, job.slow_s)
         item = Waiting(key, job.number, self._cost(job), on_time_until, last_call)
         self._queues[job.tier].push(job.tenant, item, self._weight(job.tenant), now)
         if len(self._deadlines) > 2 * len(self._waiting) + 64:  # most of its jobs have left the queue
@@ -288,10 +297,13 @@ class Scheduler:
 
     def _pass(self, now: float) -> None:
         """Time went by since the last call."""
+        if now > self._now:
+            jobs = {name: self._running_in[name] + queue.eligible for name, queue in self._queues.items()}
+            self._demand.passed(now, jobs, self.slots)
         self._now = now
         for queue in self._queues.values():
             queue.sort_out(now)
-        self._admission.passed(now, self._backlogged())
+        self._admission.passed(now, self._backlogged(), full=self._is_full)
 
     def _objection(self, job: Job, now: float) -> TiermeshError | NoPlace | None:
         full = len(self._waiting) >= self._max_queued and self._victim(job) is None

@@ -20,14 +20,16 @@ def job_of(parts: Parts, order: Order, prompt: int, expected: float, number: int
     estimates = parts.estimates
     reads = estimates.uncached_tokens(order.tenant.name, prompt)
     batches = parts.registry.batches
+    service_s = estimates.service_s(reads, expected, batches)
     return Job(
         number=number,
         tenant=order.tenant.name,
         tier=order.request.tier,
         cost=actual_cost(reads, expected),
         deadline=deadline,
-        service_s=estimates.service_s(reads, expected, batches),
+        service_s=service_s,
         first_s=estimates.service_s(reads, 1.0, batches),
         identity=order.identity,
         attained=estimates.attained(order.request.prompt),
+        slow_s=estimates.slow_s(order.tenant.name, order.request.tier, service_s),
     )

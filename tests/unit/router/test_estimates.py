@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiermesh.common.types import ChatMessage
-from tiermesh.router.averages import Decayed, DecayedLine, DrainRate, RunningMedian
+from tiermesh.router.averages import Decayed, DecayedLine, DrainRate, RunningMedian, RunningQuantile
 from tiermesh.router.estimates import Estimates, actual_cost
 from tiermesh.router.worker_times import WorkerTimes
 
@@ -179,3 +179,32 @@ def test_memory_is_bounded() -> None:
     assert estimates.output_tokens("tenant 8999", "m", 100) == 5
     assert estimates.output_tokens("tenant 0", "m", 100) == 64
     assert len(estimates._outputs._values) == len(estimates._cached._values) == 4096
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0.01, 1e3)), min_size=1, max_size=200), st.floats(0.05, 0.95))
+def test_a_running_quantile_is_the_least_value_that_covers_its_part_of_the_weight(
+    values: list[tuple[float, float]], part: float
+) -> None:
+    quantile = RunningQuantile(5.0, part)
+    assert quantile.value == 5.0
+    for value, weight in values:
+        quantile.add(value, weight)
+    recent = values[-64:]
+    whole = sum(weight for _, weight in recent)
+    assert quantile.value in [value for value, _ in recent]
+    assert sum(weight for value, weight in recent if value <= quantile.value) >= (part - 1e-9) * whole
+    assert sum(weight for value, weight in recent if value < quantile.value) <= (part + 1e-9) * whole
+
+
+def test_answers_of_a_tier_that_others_hold_up_are_thought_to_take_longer() -> None:
+    estimates = Estimates()
+    assert estimates.slow_s("a", "batch", 2.0) == 2.0
+    for number in range(50):
+        estimates.took("a", "batch", 1.0, 3.0 if number % 5 == 0 else 1.0)
+        estimates.took("a", "realtime", 1.0, 0.5)
+        estimates.took("a", "standard", 1.0, 1.0)
+    estimates.took("a", "standard", 0.001, 9.0)
+    assert estimates.slow_s("a", "batch", 2.0) == pytest.approx(6.0)
+    assert estimates.slow_s("a", "realtime", 2.0) == 2.0, "what is expected is to be expected"
+    assert estimates.slow_s("a", "standard", 2.0) == pytest.approx(2.0), "a short answer says little of long ones"
+    assert estimates.slow_s("b", "batch", 2.0) == 2.0, "what one tenant asks keeps no other out"

@@ -139,6 +139,9 @@ class Model:
         for tier in TIERS:
             if self.scheduler.running < self.scheduler.slots:
                 assert not eligible_waiting(self, tier.name), "no slot idles while an eligible job waits"
+            asking = eligible_waiting(self, tier.name)
+            count = sum(self.jobs[job].tier == tier.name and self.jobs[job].tenant in asking for job in self.waiting)
+            assert self.scheduler._queues[tier.name].eligible == count
             if not self.scheduler.queued(tier.name):
                 assert self.scheduler.lags[tier.name] == 0
             assert self.scheduler.lags[tier.name] <= lag_bound(TIERS, C_MAX)
@@ -366,8 +369,8 @@ def test_what_can_not_be_done_in_time_is_refused_with_the_excess_as_delay() -> N
     (refusal,) = schedule.arrive(Job(9, "a", "slow", 10, deadline=5.0 + 4.0, service_s=1.0, identity=9), 5.0)
     assert isinstance(refusal, Refusal)
     assert isinstance(refusal.error, Overloaded)
-    # A sixteenth of the wait is taken off: who comes as told is judged by less than the whole of it.
-    assert refusal.error.retry_after_s == pytest.approx(5.0 * 15 / 16 + 1.0 - 4.0, rel=0.1)
+    # An eighth of the wait is taken off: who comes as told is judged by less than the whole of it.
+    assert refusal.error.retry_after_s == pytest.approx(5.0 * 7 / 8 + 1.0 - 4.0, rel=0.1)
     assert schedule.arrive(Job(10, "b", "slow", 10, deadline=5.0 + 8.0, service_s=1.0), 5.0) == []
 
 
