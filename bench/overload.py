@@ -12,7 +12,7 @@ from typing import Any
 
 from ..common.keys import key_hash, new_key
 from .kit import percentile
-from .overload_load import Asked, Flow, Load, Outcome
+from .overload_load import FINISHED, Asked, Flow, Load, Outcome
 from .processes import configured_router, started
 from .prompts import heldout
 from .results import plot_lines, require_green, write_result
@@ -32,12 +32,12 @@ _SHARES = {
     ("night", "batch"): 0.2,
 }
 """Of all arrivals. At twice the capacity `flood` alone would nearly fill the mesh."""
-_METER, _METER_S, _METER_AT_ONCE = "meter", 10.0, 16
+_METER_S = 20.0
+"""Seconds that the capacity is measured, after half as many in which the worker comes to know the prompts."""
 _IDLE = 50
 """Requests that tell what the first token takes when nobody else asks."""
 _RETRIES, _LADDERS = 0.3, 0.1
 _NO_LIMIT = 10**9
-_FINISHED = ("stop", "length")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -69,7 +69,7 @@ _AXES = ("part of the tier's TTFT budget", "share of the offered requests that h
 
 async def _run(seconds: float, load: float, slots: int) -> tuple[float, list[float], Asked]:
     """The capacity in requests/s, seconds to the first token on the idle mesh, and what came of the overload."""
-    keys = {tenant: new_key() for tenant in (_METER, *(tenant for tenant, _ in _SHARES))}
+    keys = {tenant: new_key() for tenant, _ in _SHARES}
     limits = {"requests_per_minute": _NO_LIMIT, "tokens_per_minute": _NO_LIMIT, "concurrent": 256, "queued": 256}
     async with started("cloud", {"THREADS": 1, "SLOTS": slots}) as worker:
         tenants = {
@@ -78,15 +78,13 @@ async def _run(seconds: float, load: float, slots: int) -> tuple[float, list[flo
         router = {"workers": [worker.addresses["listening"]]}
         async with configured_router({"tiers": _TIERS, "tenants": tenants, "router": router}) as process:
             address, prompts = process.addresses["listening"], heldout("code")
-            meter = Flow(_METER, "batch", keys[_METER], 0.0)
-            measuring = Load(address, [meter], prompts, _SEED)
-            await measuring.closed(meter, _METER_AT_ONCE, _METER_S / 4)
-            capacity = await measuring.closed(meter, _METER_AT_ONCE, _METER_S)
-            idle_s = await measuring.alone(replace(meter, tier="realtime"), _IDLE)
+            flows = [Flow(tenant, tier, keys[tenant], share) for (tenant, tier), share in _SHARES.items()]
+            measuring = Load(address, flows, prompts, _SEED)
+            await measuring.closed(slots + 1, _METER_S / 2)
+            capacity = await measuring.closed(slots + 1, _METER_S)
+            idle_s = await measuring.alone(flows[0], _IDLE)
             await measuring.close()
-            flows = [
-                Flow(tenant, tier, keys[tenant], load * capacity * share) for (tenant, tier), share in _SHARES.items()
-            ]
+            flows = [replace(flow, per_s=load * capacity * flow.per_s) for flow in flows]
             overloading = Load(address, flows, prompts, _SEED + 1)
             try:
                 return capacity, idle_s, await overloading.open(seconds, _RETRIES, _LADDERS)
@@ -95,14 +93,15 @@ async def _run(seconds: float, load: float, slots: int) -> tuple[float, list[flo
 
 
 def _of(asked: Asked) -> dict[str, Any]:
-    """Shares are of the offered requests: a refusal is a miss."""
+    """Shares are of the offered requests: a refusal is a miss, whatever comes of asking again."""
+    admitted = [outcome for outcome in (*asked.outcomes, *asked.retried) if outcome.admitted]
     return {
         "tenants": {
             tenant: _of_tenant([outcome for outcome in asked.outcomes if outcome.tenant == tenant], tier)
             for tenant, tier in _SHARES
         },
-        "admitted": dict(Counter(outcome.ended for outcome in asked.outcomes if outcome.admitted)),
-        "lost": _of_lost([outcome for outcome in asked.outcomes if outcome.admitted]),
+        "admitted": dict(Counter(outcome.ended for outcome in admitted)),
+        "lost": _of_lost(admitted),
         "not_admitted": dict(Counter(outcome.ended for outcome in asked.outcomes if not outcome.admitted)),
         "retries": _of_retries(asked.retried),
         "ladders": _of_ladders(asked.ladders),
@@ -112,7 +111,7 @@ def _of(asked: Asked) -> dict[str, Any]:
 def _of_tenant(outcomes: Sequence[Outcome], tier: str) -> dict[str, Any]:
     budget_s = _TIERS[tier]["ttft_ms"] / 1000
     first_s = [outcome.ttft_s for outcome in outcomes if outcome.ttft_s is not None]
-    finished = [outcome for outcome in outcomes if outcome.ended in _FINISHED]
+    finished = [outcome for outcome in outcomes if outcome.ended in FINISHED]
     return {
         "tier": tier,
         "offered": len(outcomes),
@@ -130,19 +129,21 @@ def _of_tenant(outcomes: Sequence[Outcome], tier: str) -> dict[str, Any]:
 
 def _of_lost(admitted: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     """Of the admitted ones that were not finished, by tier, and whether they had their first token."""
-    lost = [outcome for outcome in admitted if outcome.ended not in _FINISHED]
+    lost = [outcome for outcome in admitted if outcome.ended not in FINISHED]
     return {
         "before_first_token": dict(Counter(outcome.tier for outcome in lost if outcome.ttft_s is None)),
         "after_it": dict(Counter(outcome.tier for outcome in lost if outcome.ttft_s is not None)),
     }
 
 
-def _of_retries(retried: Sequence[bool]) -> dict[str, Any]:
-    return {"count": len(retried), "admitted": statistics.fmean(retried) if retried else None}
+def _of_retries(retried: Sequence[Outcome]) -> dict[str, Any]:
+    admitted = [outcome.admitted for outcome in retried]
+    return {"count": len(admitted), "admitted": statistics.fmean(admitted) if admitted else None}
 
 
 def _of_ladders(ladders: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
-    """Medians of the delay that was told and of the shortest that worked, over those for which one did."""
+    """Medians of the delay that was told, of the shortest that worked, and of how many times that it is, over those
+    for which one did."""
     worked = [(told, shortest) for told, shortest in ladders if shortest is not None]
     if not worked:
         return {"count": len(ladders), "worked": 0}
@@ -153,6 +154,7 @@ def _of_ladders(ladders: Sequence[tuple[float, float | None]]) -> dict[str, Any]
         "told_s": told_s,
         "shortest_s": shortest_s,
         "told_of_shortest": told_s / shortest_s,
+        "median_of_ratios": statistics.median(told / shortest for told, shortest in worked),
     }
 
 
@@ -190,6 +192,6 @@ def _table(figures: dict[str, Any]) -> str:
     if ladders.get("worked"):
         lines.append(
             f"{ladders['count']} refused asked again and again: told {ladders['told_s']:.2f} s, the shortest that "
-            f"worked {ladders['shortest_s']:.2f} s, {ladders['told_of_shortest']:.2f} times (medians)"
+            f"worked {ladders['shortest_s']:.2f} s (medians), {ladders['median_of_ratios']:.2f} times (median of all)"
         )
     return "\n".join(lines)

@@ -16,6 +16,8 @@ from ..retry import Retry
 
 RUNGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 """When a refused request asks again, in parts of the delay that it was told."""
+FINISHED = ("stop", "length")
+"""How a request ends whose answer is whole."""
 _ONCE = Retry(attempts=1)
 
 
@@ -61,8 +63,8 @@ class Asked:
     """All of a run."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    retried: list[bool] = field(default_factory=list)
-    """For requests that asked again after the delay they were told: whether they were admitted then."""
+    retried: list[Outcome] = field(default_factory=list)
+    """Of requests that asked again after the delay they were told: what became of that."""
     ladders: list[tuple[float, float | None]] = field(default_factory=list)
     """For requests that asked again at each rung: the delay they were told, and the first that worked, if one did."""
 
@@ -84,16 +86,18 @@ class Load:
         for client in self._clients.values():
             await client.close()
 
-    async def closed(self, flow: Flow, at_once: int, seconds: float) -> float:
-        """Requests/s that were finished in a closed loop of one tenant."""
+    async def closed(self, at_once: int, seconds: float) -> float:
+        """Requests/s that were finished in a closed loop in which so many ask, each time for a tenant by chance."""
         ends, finished = time.perf_counter() + seconds, 0
         begun = time.perf_counter()
 
         async def one() -> None:
             nonlocal finished
             while time.perf_counter() < ends:
-                await self._ask(flow, self._wish(), Outcome(flow.tenant, flow.tier, 0.0))
-                finished += 1
+                flow = self._flow()
+                outcome = Outcome(flow.tenant, flow.tier, 0.0)
+                await self._ask(flow, self._wish(), outcome)
+                finished += outcome.ended in FINISHED
 
         await asyncio.gather(*(one() for _ in range(at_once)))
         return finished / (time.perf_counter() - begun)
@@ -121,7 +125,7 @@ class Load:
         while due < self._ends:
             due += self._draw.expovariate(total)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            (flow,) = self._draw.choices(self.flows, [flow.per_s for flow in self.flows])
+            flow = self._flow()
             fate = self._draw.random()
             then = "retry" if fate < retries else "ladder" if fate < retries + ladders else ""
             outcome = Outcome(flow.tenant, flow.tier, due - begun)
@@ -142,7 +146,7 @@ class Load:
             await asyncio.sleep(told_s)
             again = Outcome(flow.tenant, flow.tier, outcome.due_s)
             await self._ask(flow, wish, again)
-            self.asked.retried.append(again.admitted)
+            self.asked.retried.append(again)
         elif then == "ladder":
             for rung in RUNGS:
                 if refused + rung * told_s > self._ends:
@@ -152,6 +156,9 @@ class Load:
                     self.asked.ladders.append((told_s, time.perf_counter() - refused))
                     return
             self.asked.ladders.append((told_s, None))
+
+    def _flow(self) -> Flow:
+        return self._draw.choices(self.flows, [flow.per_s for flow in self.flows])[0]
 
     def _wish(self) -> Wish:
         """A prompt, and a length from a lognormal distribution: the median of 32 tokens, a tenth above 90."""
@@ -170,6 +177,8 @@ class Load:
                             outcome.ttft_s = time.perf_counter() - began
                         outcome.tokens += len(event.ids)
                     elif isinstance(event, Finished):
+                        if outcome.ttft_s is None:  # an empty answer
+                            outcome.ttft_s = time.perf_counter() - began
                         outcome.ended = event.reason.value
                         outcome.timings = {f"{one.hop} {one.stage}": one.duration_s for one in event.timings}
         except TiermeshError as error:
