@@ -23,6 +23,20 @@ def ids_of(events: list[Any]) -> list[int]:
     return [i for event in events if isinstance(event, Tokens) for i in event.ids]
 
 
+async def test_an_answer_that_breaks_off_late_teaches_how_long_the_next_may_take(
+    toy: Any, start_worker: Any, start_router: Any
+) -> None:
+    """Of its tenant in its tier alone."""
+    worker = await start_worker(stop_before=1)
+    router = await start_router(worker, tenants=(toy.tenant("demo"), toy.tenant("other")))
+    estimates = router.service._core.parts.estimates
+    expected_s = estimates.service_s(1, 4, {})
+    with pytest.raises(DeadlineExceeded):
+        await router.client.events(Request("held", 4, deadline_s=4 * expected_s))
+    await toy.until(lambda: estimates.slow_s("demo", "standard", 1.0) > 2.0)
+    assert estimates.slow_s("other", "standard", 1.0) == estimates.slow_s("demo", "batch", 1.0) == 1.0
+
+
 async def test_an_answer_streams_through(toy: Any, start_worker: Any, start_router: Any) -> None:
     worker = await start_worker()
     router = await start_router(worker)

@@ -207,6 +207,21 @@ def test_a_tier_is_sure_of_its_share_alone_once_the_tiers_above_fill_the_pool() 
     assert schedule.would_take(request(4, "a", "high", 20.6), 0.6)
 
 
+def test_what_waits_for_its_tenant_s_own_limit_asks_nothing_of_the_pool() -> None:
+    schedule = draining(20.0, tier="low", waiting=5)
+    (running,) = schedule.running_costs
+    schedule.slots = 3
+    schedule.decide(0.5)
+    schedule.finish(running, 10.0, 0.5)
+    for number in range(2, 40):
+        schedule.arrive(request(number, "one", "high", 1e9), 0.5)
+        schedule.decide(0.5)
+    schedule.decide(0.6)
+    assert (schedule.running_in("high"), schedule.queued("high")) == (1, 37)
+    above = schedule._demand.above("low")
+    assert above == pytest.approx(1 / 3), "of three slots it may have one"
+
+
 def test_who_comes_back_to_its_place_is_held_to_less_than_who_comes_first() -> None:
     schedule = draining(20.0, tier="low", waiting=30)
     back_at = 0.5 + told(schedule.arrive(request(1, "flood", "low", 20.5), 0.5))
