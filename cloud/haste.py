@@ -1,7 +1,7 @@
 """Who has no time to lose: a sequence that ends by its deadline if it goes on, and hardly if it is held up. Pure.
 
 It is not paused for a higher tier's prompt, and of its tier it is the last to give way. It never keeps a higher tier
-out, so nobody gains a place by a short deadline.
+out; a short deadline gains a place over equals alone, for as long as it lasts.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ without a measured rate there is no estimated wait, and without anybody ahead no
 Who is taken in is to be brought home, so all that waits counts as ahead, late jobs too, which have their last call
 (`backlog.py`); and since rates swing, who comes without a promise must be in time even if the wait is twice as long,
 and six times where it would be late. That also keeps queues short, so that the goodput grows
-(`docs/decisions/028-short-queues.md`).
+(`docs/decisions/028-short-queues.md`). Below the highest tier it must be in time besides if its tier is given no more
+than it is sure of (`assurance.py`) and its answer takes as long as it may.
 
 A job that can't start within its TTFT budget goes behind all that can. What late jobs are given while they wait is
 measured by itself, since under lasting overload that is nothing before their last call. Where promises are out and
