@@ -105,9 +105,20 @@ class Served:
         self._tenants = itertools.count()
 
     @classmethod
-    def model(cls, directory: Path, config: EngineConfig, pool_tokens: int, placement: Placement = ON_CPU) -> Self:
+    def model(
+        cls,
+        directory: Path,
+        config: EngineConfig,
+        pool_tokens: int,
+        placement: Placement = ON_CPU,
+        *,
+        graphs: bool = True,
+    ) -> Self:
         """Serves a model directory."""
-        return cls(ModelRunner.load(directory, placement, pool_tokens), Text(directory), config)
+        runner = ModelRunner.load(directory, placement, pool_tokens)
+        if graphs:
+            runner.record(config.slots)
+        return cls(runner, Text(directory), config)
 
     def __enter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ from tiermesh.common.errors import ConfigError, TiermeshError
 from ..cloud.engine import EngineConfig
 from ..cloud.runner import Placement
 from ..models import starter
-from .apart import Apart
+from .apart import Apart, Rated
 from .engine_peers import CACHES, Continuous, Generate
 from .engine_served import Request, Served, uniform
 from .engine_speed import weight_bytes
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 16, 64], metavar="N")
     parser.add_argument("--tokens", type=int, default=128, help="the longest answer")
     parser.add_argument("--pairs", type=int, default=MIN_PAIRS)
+    parser.add_argument("--alone", action="store_true", help="without transformers beside it")
     parser.add_argument("--force", action="store_true", help="also from a tree that was not tested")
     given = parser.parse_args(arguments)
     if not torch.cuda.is_available():
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
             directory = Path(folder)
             write_model(directory, shape)
             for streams in given.streams:
-                rows.append({"shape": shape, **measure(directory, streams, given.tokens, given.pairs, copy)})
+                rows.append({"shape": shape, **measure(directory, streams, given, copy)})
                 print(_line(rows[-1]), flush=True)
                 # After each: a lent GPU may be gone before the last.
                 path = write_result("gpu", {"device": device, "copy_bytes_s": copy, "rows": rows}, green=green)
@@ -90,8 +91,9 @@ def write_model(directory: Path, shape: str) -> None:
         shutil.copy(path, directory)
 
 
-def measure(directory: Path, streams: int, tokens: int, pairs: int, copy: float) -> dict[str, Any]:
-    """Answer tokens per second beside each peer, and a step beside reading weights at a copy's rate."""
+def measure(directory: Path, streams: int, given: argparse.Namespace, copy: float) -> dict[str, Any]:
+    """Answer tokens per second beside the engine without graphs and each peer, a step beside reading the weights."""
+    tokens = given.tokens
     if streams == 1:
         requests = uniform(1, (512, 512), (tokens, tokens))
     else:
@@ -103,14 +105,14 @@ def measure(directory: Path, streams: int, tokens: int, pairs: int, copy: float)
     with Served.model(directory, config, pool, placement) as ours:
         found |= _steps(ours, requests)
         found["roofline_step_s"] = weight_bytes(directory) / copy
-        for name, peer in _peers(directory, streams, pool):
+        with Served.model(directory, config, pool, placement, graphs=False) as launched:
+            found["without graphs"] = _steps(launched, requests) | _beside(ours, launched, requests, given.pairs)
+        for name, peer in () if given.alone else _peers(directory, streams, pool):
             try:
                 with peer as theirs:
-                    ratio = paired_ratio(lambda: ours.rate(requests), lambda: theirs.rate(requests), pairs=pairs)
+                    found[name] = _beside(ours, theirs, requests, given.pairs)
             except TiermeshError as error:
                 found[name] = {"failed": str(error)}
-            else:
-                found[name] = ratio.facts()
     torch.cuda.empty_cache()
     return found
 
@@ -122,6 +124,10 @@ def _peers(directory: Path, streams: int, pool: int) -> Iterator[tuple[str, Apar
     if streams > 1:
         pages = pool // _PAGE + 2 * streams
         yield "continuous", Apart(Continuous, directory, streams, torch.bfloat16, "cuda", pages, _STEP_TOKENS)
+
+
+def _beside(ours: Served, theirs: Rated, requests: Sequence[Request], pairs: int) -> dict[str, Any]:
+    return paired_ratio(lambda: ours.rate(requests), lambda: theirs.rate(requests), pairs=pairs).facts()
 
 
 def _steps(ours: Served, requests: Sequence[Request]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def build_batch(rows: Sequence[Rows], block_size: int, device: torch.device, dty
     # On a GPU the kernels read each sequence as far as it goes.
     on_cpu = device.type == "cpu"
     for members in _grouped(order, rows, _PADDING if on_cpu else None):
-        rectangle = _Rectangle([rows[i] for i in members], block_size, on_cpu)
+        rectangle = Rectangle([rows[i] for i in members], block_size, on_cpu=on_cpu)
         for place, i in enumerate(members):
             first_row[i] = at + place * rectangle.length
         tokens.append(rectangle.tokens)
@@ -136,12 +136,13 @@ def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(array).to(device, non_blocking=True)
 
 
-class _Rectangle:
-    """Rows of one group in numpy, padded."""
+class Rectangle:
+    """Rows of one group in numpy, padded: tokens, positions and slots, each int64 [sequences, length], and tables."""
 
-    def __init__(self, members: list[Rows], block_size: int, on_cpu: bool) -> None:
+    def __init__(self, members: Sequence[Rows], block_size: int, *, on_cpu: bool = False, length: int = 0) -> None:
+        """Of the longest member's length, or of `length` if that is more."""
         self._members = members
-        self.length = max(len(m.tokens) for m in members)
+        self.length = max(length, *(len(m.tokens) for m in members))
         self.context = max(m.start + len(m.tokens) for m in members)
         self.reach = reach(self.context) if on_cpu else self.context
         # Lists become arrays at once: row by row this took 3 % of a step of sixteen sequences.

@@ -36,6 +36,8 @@ def load_worker(config: CloudConfig, name: str | None = None) -> Worker:
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) - 1))
     text, eos_ids = Text(config.model), frozenset(read_eos_ids(config.model))
     runner = load_runner(config.model, placement, config.slots)
+    if config.cuda_graphs:
+        runner.record(config.slots)
     limits = EngineConfig(
         config.slots,
         _STEP_TOKENS[placement.device.type],

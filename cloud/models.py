@@ -48,10 +48,22 @@ class Model:
         # One position more than the context: a draft may end with an end-of-text id behind the last answer token.
         self._rotations = rotations(arch.rope, arch.head_dim, arch.max_context + 1).to(weights.embedding.device)
         self._query_width = arch.heads * arch.head_dim
+        self.recordable = self._ops.recordable
+        """Whether passes over one rectangle can be recorded as CUDA graphs."""
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: KvPool) -> Tensor:
         """Writes the KV of `batch` and returns the logits of its wanted rows, float32 [wanted, vocabulary]."""
+        return self.logits(self.hidden(batch, pool))
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of what `hidden` gave, or of some of its rows; float32 [rows, vocabulary]."""
+        return self._weights.head(hidden.to(torch.float32))
+
+    @torch.inference_mode()
+    def hidden(self, batch: Batch, pool: KvPool) -> Tensor:
+        """Writes the KV of `batch` and returns its wanted rows behind the last norm, [wanted, hidden]."""
         layers = self._weights.layers
         hidden = F.embedding(batch.tokens, self._weights.embedding)
         turn = self._rotations[batch.positions, None]
@@ -66,7 +78,7 @@ class Model:
             gated = self._ops.swiglu(layer.gate_up(normed))
             following = self._weights.norm if last else layers[i + 1].input_norm
             hidden, normed = self._add(hidden, layer.down, gated, following)
-        return self._weights.head(normed.to(torch.float32))
+        return normed
 
     def _norm(self, rows: Tensor, weight: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._ops.rms_norm(rows, weight, self.arch.norm_epsilon, residual)

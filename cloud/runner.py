@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Protocol
@@ -15,6 +16,7 @@ from ..common.errors import ConfigError
 from .architecture import Architecture, read_architecture
 from .batch import NULL_BLOCK, RESERVED_BLOCKS, TRASH_BLOCK, Rows, build_batch
 from .checkpoint import Report
+from .graphs import Graphs
 from .models import KvPool, Model
 from .own_thread import on_own_thread
 from .request import Choice
@@ -93,6 +95,15 @@ class ModelRunner:
         self._placement = placement
         blocks = self.pool_blocks + RESERVED_BLOCKS
         self._pool = KvPool(arch, blocks, BLOCK_SIZE, placement.device, placement.dtype)
+        self._graphs: Graphs | None = None
+
+    def record(self, sequences: int) -> None:
+        """From now on passes that decode or verify up to so many sequences go by CUDA graphs, where these can be."""
+        if self._placement.device.type == "cuda" and self._model.recordable:
+            positions = min(self.max_context + 1, self.pool_blocks * BLOCK_SIZE)
+            self._graphs = Graphs(
+                self._model, self._pool, sequences, positions, self._placement.device, self._placement.dtype
+            )
 
     @classmethod
     def load(
@@ -119,9 +130,9 @@ class ModelRunner:
             )
             for work in plan
         ]
-        batch = build_batch(rows, BLOCK_SIZE, self._placement.device, self._placement.dtype)
+        forward = self._prepare(rows)
         prepared = perf_counter()
-        logits = self._model.forward(batch, self._pool)
+        logits = forward()
         forwarded = perf_counter()
         logits, spoilt = _wanted(logits, plan)
         wanted = [row for work in plan for row in rows_of(work)]
@@ -129,6 +140,13 @@ class ModelRunner:
         chosen = [[next(choices) for _ in range(work.wanted)] for work in plan]
         fine = [all(choice.finite for choice in given) and i not in spoilt for i, given in enumerate(chosen)]
         return Outcome(chosen, fine, prepared - began, forwarded - prepared, perf_counter() - forwarded)
+
+    def _prepare(self, rows: Sequence[Rows]) -> Callable[[], Tensor]:
+        """What gives the wanted logits of a pass."""
+        if self._graphs is not None and (recorded := self._graphs.prepare(rows)) is not None:
+            return recorded
+        batch = build_batch(rows, BLOCK_SIZE, self._placement.device, self._placement.dtype)
+        return partial(self._model.forward, batch, self._pool)
 
     def scrub(self, blocks: Iterable[int]) -> None:
         """Zeroes the given blocks, and those that padding reads and writes."""

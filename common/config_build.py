@@ -269,6 +269,7 @@ def _cloud(section: CloudSection, base: Path, tiers: tuple[TierConfig, ...], tok
         prefix_cache=section.prefix_cache,
         tiers=tiers,
         ngram_drafts=section.ngram_drafts,
+        cuda_graphs=section.cuda_graphs,
         token=token,
         advertise=section.advertise,
         announce_to=tuple(section.announce_to),

@@ -194,6 +194,7 @@ class CloudSection(_Section):
     session_lease_ms: Positive = 30_000
     prefix_cache: bool = True
     ngram_drafts: bool = True
+    cuda_graphs: bool = False
 
 
 class EdgeSection(_Section):

@@ -146,6 +146,8 @@ class CloudConfig:
     """The file's tiers, highest first."""
     ngram_drafts: bool
     """Whether answers draft what followed the same ids before: fewer passes where text repeats, the same text."""
+    cuda_graphs: bool
+    """Whether decoding on a GPU goes by recorded passes: fewer launches for a longer start and some memory."""
     token: str | None = field(repr=False)
     """What routers must show; the file's `router.worker_token`. Shown to routers that it announces itself to."""
     advertise: str | None = None

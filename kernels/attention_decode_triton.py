@@ -17,9 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import attend
-from .paged import Group
-
-MAX_QUERY_LENGTH = 8
+from .paged import MAX_QUERY_LENGTH, Group
 
 _TILE_BYTES = 16 << 10
 """Of the keys that a program reads at once: 64 positions of 128 elements of 16 bits. Twice that leaves room for three

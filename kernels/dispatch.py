@@ -47,6 +47,8 @@ class Ops:
     """See `attention.py`."""
     swiglu: Callable[[Tensor], Tensor]
     """See `swiglu.py`."""
+    recordable: bool = False
+    """Whether what is launched hangs on shapes alone, so that a CUDA graph can hold it."""
 
 
 REFERENCE = Ops(rms_norm.rms_norm, rope_kv_write.rope_kv_write, attention.attention, swiglu.swiglu)
@@ -62,6 +64,7 @@ def triton_ops() -> Ops:
         rope_kv_write_triton.rope_kv_write,
         attention_decode_triton.attention,
         swiglu_triton.swiglu,
+        recordable=True,
     )
 
 

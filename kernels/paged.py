@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MAX_QUERY_LENGTH = 8
+"""Rows per sequence up to which a GPU splits the context: decoding, and verifying a draft."""
+
 _QUERY_ROWS = 4
 """MKL multiplies four rows and more in one way, and fewer in others."""
 

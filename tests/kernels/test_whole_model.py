@@ -1,4 +1,4 @@
-"""A forward pass with Triton's kernels gives the logits of one with the references."""
+"""A forward pass with Triton's kernels gives the logits of one with the references, padded and recorded ones too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from tiermesh.cloud.architecture import Architecture, Rope
-from tiermesh.cloud.batch import Rows, build_batch
+from tiermesh.cloud.batch import NULL_BLOCK, TRASH_BLOCK, Rows, build_batch
+from tiermesh.cloud.fixed_batch import FixedBatch, fitting, shapes
+from tiermesh.cloud.graphs import Graphs
 from tiermesh.cloud.linear import linear
 from tiermesh.cloud.models import KvPool, Model
 from tiermesh.cloud.weights import LayerWeights, Weights
@@ -84,6 +86,64 @@ def test_logits_of_a_mixed_step(device: torch.device, family: str) -> None:
             for model, pool in zip(models, pools, strict=True)
         )
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+PROMPTS = ([3, 9, 4, 1, 5, 5, 2, 6, 5, 3, 5, 8, 9], [7, 9, 3, 2], [3, 8, 4, 6, 2, 6])
+TABLES = ([5, 3, 14, 12], [8, 9], [6, 7])
+PLANS = (
+    # Decoding; drafts of unlike lengths, of which not all is wanted; one alone, where others' tables still lie.
+    ((0, 12, 13, 1), (1, 3, 4, 1), (2, 5, 6, 1)),
+    ((0, 9, 13, 3), (2, 4, 6, 2)),
+    ((1, 3, 4, 1),),
+)
+"""Per plan, of each sequence: which, from where to where, how many wanted."""
+
+
+def plan(members: tuple[tuple[int, int, int, int], ...]) -> list[Rows]:
+    return [Rows(PROMPTS[i][start:stop], start, TABLES[i], wanted) for i, start, stop, wanted in members]
+
+
+def filled(model: Model, device: torch.device) -> KvPool:
+    """A pool that holds all of the prompts."""
+    pool = KvPool(model.arch, 16, 4, device, torch.float32)
+    whole = [Rows(prompt, 0, table, 1) for prompt, table in zip(PROMPTS, TABLES, strict=True)]
+    model.forward(build_batch(whole, 4, device, torch.float32), pool)
+    return pool
+
+
+def test_padding_to_a_fixed_shape_changes_nothing(device: torch.device) -> None:
+    arch = FAMILIES["sliding in one layer"]
+    weights = random_weights(arch, device)
+    model, reference = Model(arch, weights, triton_ops()), Model(arch, weights, REFERENCE)
+    pool, other = filled(reference, device), filled(reference, device)
+    among = [shape for shape in shapes(4) if shape.sequences == 4]
+    fixed = FixedBatch(among, arch.max_context + 1, 4, device, torch.float32)
+    for rows in map(plan, PLANS):
+        shape = fitting(rows, among)
+        assert shape is not None
+        wanted = fixed.fill(shape, rows)
+        got = model.logits(model.hidden(fixed.batch(shape), pool)[wanted])
+        expected = reference.forward(build_batch(rows, 4, device, torch.float32), other)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    for mine, others in zip(pool.layers, other.layers, strict=True):
+        kept = [block for block in range(len(mine)) if block != TRASH_BLOCK]
+        torch.testing.assert_close(mine[kept], others[kept], rtol=1e-4, atol=1e-5)
+        assert not mine[NULL_BLOCK].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recorded_passes(device: torch.device, family: str) -> None:
+    arch = FAMILIES[family]
+    model = Model(arch, random_weights(arch, device))
+    pool, other = filled(model, device), filled(model, device)
+    graphs = Graphs(model, pool, 5, arch.max_context + 1, device, torch.float32)
+    for rows in map(plan, PLANS * 2):
+        run = graphs.prepare(rows)
+        assert run is not None
+        expected = model.forward(build_batch(rows, 4, device, torch.float32), other)
+        torch.testing.assert_close(run(), expected, rtol=1e-4, atol=1e-5)
+    assert graphs.prepare([Rows(PROMPTS[0], 0, TABLES[0], 1)]) is None
 
 
 def test_a_cpu_takes_the_references_and_needs_no_triton() -> None:
