@@ -75,14 +75,16 @@ class Line:
         """Until there is a connection, as at the start."""
         self._wire: Wire | None = None
         """Stands while the breaker is closed: that it is lost opens it."""
+        self._proven: Wire | None = None
+        """The last on which the server has answered us."""
         self._wake = asyncio.Event()
         self._loading = False
         self._tell_from = float("-inf")
 
     @property
     def up(self) -> bool:
-        """Whether calls are made now, on a connection that stands."""
-        return self._wire is not None and self.breaker.closed
+        """Whether calls are made now, on a connection that stands and on which the server answers."""
+        return self._wire is not None and self._wire is self._proven and self.breaker.closed
 
     async def call(
         self,
@@ -225,6 +227,7 @@ class Line:
             else:
                 if took_s <= self._budget_s or not away:
                     self.breaker.succeeded()
+                    self._proven = self._wire
                     self._catch_up()
                     if away:
                         _log.info(f"{self._name}_back")

@@ -78,7 +78,7 @@ async def test_clients_never_notice(toy: Any, start_worker: Any, share: Share, s
 async def test_under_load_it_is_killed_and_comes_back(toy: Any, start_worker: Any, share: Share, server: Any) -> None:
     """Thirty clients go on all the while, each with a question that all ask and one of its own."""
     worker = await start_worker()
-    router = await share(worker, budget_s=0.005)
+    router = await share(worker, budget_s=0.2)
     over, answers = asyncio.Event(), 0
 
     async def client(name: int) -> None:

@@ -107,6 +107,9 @@ class SlowPath:
     def __init__(self, port: int) -> None:
         self._port = port
         self.delay_s = 0.0
+        self.held = b""
+        """What has this in it goes no further before `released`."""
+        self.holding, self.released = asyncio.Event(), asyncio.Event()
         self.server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -131,6 +134,9 @@ class SlowPath:
         while data := await source.read(65536):
             if slow and self.delay_s:
                 await asyncio.sleep(self.delay_s)
+            if self.held and self.held in data:
+                self.holding.set()
+                await self.released.wait()
             sink.write(data)
 
     async def close(self) -> None:
@@ -165,6 +171,18 @@ async def test_slow_and_swift_again(
     path.delay_s = 0.0
     await eventually(lambda: store.line.up)
     await eventually_holds(store, entry())
+
+
+async def test_it_is_up_once_redis_has_answered_on_it(path: SlowPath, open_store: Open, eventually: Until) -> None:
+    """Not as soon as the connection stands."""
+    path.held = b"SCRIPT"
+    store = await open_store(await path.start(), wait=False)
+    async with asyncio.timeout(10):
+        await path.holding.wait()
+    assert not store.line.up
+    path.released.set()
+    await eventually(lambda: store.line.up)
+    assert await store.get(key(1)) is None
 
 
 async def test_out_of_memory_and_well_again(server: Any, open_store: Open, seen: Any) -> None:
