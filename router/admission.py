@@ -23,10 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..common.errors import DeadlineExceeded, Overloaded, TiermeshError
-from .assurance import Assurance
+from .assurance import sure_part
 from .demand import Demand
 from .drains import Drains
-from .fair import FairQueue
+from .fair import Ahead, FairQueue
 from .jobs import Job, TenantRule, TierRule
 from .lags import Lags
 from .promises import EARLY_S, MAX_DELAY_S, Promises
@@ -66,7 +66,8 @@ class Admission:
         self._tenant = tenant
         self._c_max = largest_cost
         self._drains = Drains(list(queues))
-        self._assurance = Assurance(lags, self._drains, demand)
+        self._lags = lags
+        self._demand = demand
         self._promises = Promises(list(queues))
 
     def passed(self, now: float, waiting: Sequence[str], *, full: bool) -> None:
@@ -90,26 +91,29 @@ class Admission:
         """Why a job that comes now can't be taken; `full` where the router has no room for it."""
         if job.deadline <= now:
             return DeadlineExceeded("the deadline had passed when the request came; allow more time")
+        left_s = job.deadline - now
         promise = self._promises.of(job)
+        comes_back = promise is not None and promise.due <= now + EARLY_S
+        waiting = sum(queue.waiting(job.tenant) for queue in self._queues.values())
         # The highest tier waits for nobody else, so its wait swings little, and its refusals cost most.
         margin = 0.0 if job.tier == self._highest else _MARGIN
-        waiting = sum(queue.waiting(job.tenant) for queue in self._queues.values())
-        comes_back = promise is not None and promise.due <= now + EARLY_S
+        queued = ahead = self._ahead(job)
+        may_be_late, expected = True, 0.0
         if comes_back:
-            start_s, expected = self._start_s(job, _NOBODY, -_SPREAD), 0.0
-        elif not waiting:  # its turn would go by unused
-            start_s, expected = self._start_s(job, _NOBODY, margin), 0.0
-        else:
+            margin = -_SPREAD
+        elif waiting:  # else its turn would go by unused
+            promised = self._promises.ahead(job, promise)
+            ahead = self._ahead(job, promised) if promised else queued
             may_be_late = not self._promises.hold(job)
-            start_s = self._start_s(job, self._promises.ahead(job, promise), margin, may_be_late)
             expected = self._promises.expected(job.tenant) - (promise is not None)
+        start_s = self._start_s(job, ahead, margin, may_be_late)
         # Without a wait the refusal would rest on a guess about the answer's length alone; a slot is free, so try.
-        if now + start_s + self._takes_s(job) > job.deadline and self.waits(job):
+        if now + start_s + self._takes_s(job) > job.deadline and self._wait_s(job, queued) > 0:
             when = "after all that can still be in time" if start_s == math.inf else f"in {start_s:.1f} s"
-            return NoPlace(f"it would start {when} and miss its deadline", self.free_s(job, job.deadline - now))
-        if self._unsure(job, job.deadline - now, _NOBODY, 0.0 if comes_back else margin, comes_back=comes_back):
+            return NoPlace(f"it would start {when} and miss its deadline", self.free_s(job, left_s))
+        if self._unsure(job, left_s, queued, max(0.0, margin), comes_back=comes_back):
             why = "its tier's share alone might not let it start in time for its deadline"
-            return NoPlace(why, self.free_s(job, job.deadline - now))
+            return NoPlace(why, self.free_s(job, left_s))
         if waiting and waiting + max(0.0, expected) >= self._tenant(job.tenant).queued:
             return NoPlace(f"{waiting} requests of this tenant wait already", self.turn_s(job))
         return NoPlace("too many requests wait", self.turn_s(job)) if full else None
@@ -128,11 +132,11 @@ class Admission:
 
     def waits(self, job: Job) -> bool:
         """Whether anything is ahead of a job, as far as measured."""
-        return self._wait_s(job, _NOBODY) > 0
+        return self._wait_s(job, self._ahead(job)) > 0
 
     def wait_s(self, job: Job) -> float:
         """Time until a job that comes now starts, behind those who were promised a place before it."""
-        return self._start_s(job, self._promises.ahead(job, self._promises.of(job)))
+        return self._start_s(job, self._ahead(job, self._promises.ahead(job, self._promises.of(job))))
 
     def free_s(self, job: Job, patience_s: float) -> float | None:
         """Time until a job like this, with so much time to its deadline, would be taken and be in time; None: never."""
@@ -140,10 +144,10 @@ class Admission:
         if latest_s <= 0:
             return None
         # Less a part of the margin that it is judged with when it comes: without, some could come twice as early.
-        told, promised = 1.0 - _SPREAD / 2, self._promises.ahead(job, None)
-        wait_s = told * self._wait_s(job, promised)
+        told, ahead = 1.0 - _SPREAD / 2, self._ahead(job, self._promises.ahead(job, None))
+        wait_s = told * self._wait_s(job, ahead)
         free_s = wait_s - (min(latest_s, on_time_s) if on_time_s > 0 else latest_s)  # else it is late from the start
-        unsure = self._unsure(job, patience_s, promised)
+        unsure = self._unsure(job, patience_s, ahead)
         return max(free_s, told * self._drains.seconds(job.tier, unsure)) if unsure else free_s
 
     def turn_s(self, job: Job) -> float:
@@ -157,43 +161,39 @@ class Admission:
         turn_s = self._drains.seconds(job.tier, cost) / queue.share(tenant, self._weight)
         return max(turn_s, queue.own_wait_s(tenant, cost)) or UNMEASURED_S
 
-    def _start_s(self, job: Job, promised: Mapping[str, float], margin: float = 0.0, may_be_late: bool = True) -> float:
-        """Time until a job that comes now starts, when only those who were promised a place come before it.
+    def _ahead(self, job: Job, promised: Mapping[str, float] = _NOBODY) -> Ahead:
+        """What is served before a job that comes now, of those who wait and who was promised a place."""
+        return self._queues[job.tier].ahead(job.tenant, self._cost(job), self._weight, promised)
+
+    def _start_s(self, job: Job, ahead: Ahead, margin: float = 0.0, may_be_late: bool = True) -> float:
+        """Time until a job that comes now starts.
 
         `margin` is by what share longer it is thought to be than rates say; where it would be late, by twice that
         besides. Endless if it would be late and may not.
         """
-        queue = self._queues[job.tier]
-        wait_s = (1.0 + margin) * self._wait_s(job, promised, wary=margin > 0)
+        wait_s = (1.0 + margin) * self._wait_s(job, ahead, wary=margin > 0)
         if wait_s + job.first_s <= self.rules[job.tier].ttft_s:
             return wait_s
         if not may_be_late:
             return math.inf
-        return (1.0 + 2.0 * margin) * max(wait_s, queue.late_wait_s(job.tenant, self._cost(job)))
+        late_wait_s = self._queues[job.tier].late_wait_s(job.tenant, self._cost(job))
+        return (1.0 + 2.0 * margin) * max(wait_s, late_wait_s)
 
-    def _wait_s(self, job: Job, promised: Mapping[str, float], wary: bool = False) -> float:
-        """Time until those who wait, and who was promised a place, have been served."""
-        queue, tenant = self._queues[job.tier], job.tenant
-        ahead = queue.ahead(tenant, self._cost(job), self._weight, promised) if queue or promised else 0.0
-        own = queue.cost_of(tenant) + promised.get(tenant, 0.0)
-        return max(self._drains.seconds(job.tier, ahead, wary), queue.own_wait_s(tenant, own, wary))
+    def _wait_s(self, job: Job, ahead: Ahead, wary: bool = False) -> float:
+        """Time until what is ahead has been served."""
+        own_wait_s = self._queues[job.tier].own_wait_s(job.tenant, ahead.own, wary)
+        return max(self._drains.seconds(job.tier, ahead.cost, wary), own_wait_s)
 
     def _unsure(
-        self,
-        job: Job,
-        patience_s: float,
-        promised: Mapping[str, float],
-        margin: float = 0.0,
-        *,
-        comes_back: bool = False,
+        self, job: Job, patience_s: float, ahead: Ahead, margin: float = 0.0, *, comes_back: bool = False
     ) -> float:
         """Cost that its tier must be given before a job with so much time would surely be in time; 0 if it is now."""
-        queue = self._queues[job.tier]
-        if job.tier == self._highest or not (queue or promised):
+        tier = self.rules[job.tier]
+        if job.tier == self._highest or not tier.min_share or not ahead.cost:
             return 0.0
-        cost = self._cost(job)
-        needed = (1.0 + margin) * (queue.ahead(job.tenant, cost, self._weight, promised) + cost)
-        given_s = self._assurance.given_s(self.rules[job.tier], needed, promised=comes_back)
+        needed = (1.0 + margin) * (ahead.cost + self._cost(job))
+        part = sure_part(tier, self._demand.above(job.tier), comes_back=comes_back)
+        given_s = self._drains.pool_s(max(0.0, needed - self._lags.of(job.tier))) / part
         latest_s = patience_s - self._takes_s(job)
         return needed * (1.0 - latest_s / given_s) if given_s > max(0.0, latest_s) else 0.0
 

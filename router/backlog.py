@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .averages import DrainRate
 
@@ -21,17 +21,16 @@ MAX_LEVEL = 3
 """The lowest level, so that a long conversation waits for three budgets more at most."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Waiting:
-    """A queued job; the order is that of service."""
+class Waiting(NamedTuple):
+    """A queued job; the order is that of service. A tuple, since heaps compare many."""
 
     key: float
     """In seconds, see the module."""
     job: int
-    cost: float = field(compare=False)
-    on_time_until: float = field(compare=False)
+    cost: float
+    on_time_until: float
     """When it must start to have its first token within its TTFT budget, in monotonic seconds."""
-    last_call: float = field(compare=False, default=math.inf)
+    last_call: float = math.inf
     """When it must start to end by its deadline, with some time to spare."""
 
     def __deepcopy__(self, memo: object) -> Waiting:

@@ -18,10 +18,17 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from .backlog import Backlog, Waiting
 
-_NOTHING: Mapping[str, float] = {}
+
+class Ahead(NamedTuple):
+    """Cost that is served before a job."""
+
+    cost: float
+    own: float
+    """Of its tenant, as a part of it."""
 
 
 class FairQueue:
@@ -176,21 +183,14 @@ class FairQueue:
             return 0.0
         return math.inf if backlog.late_drain.stuck else backlog.late_drain.seconds(backlog.late_cost + cost)
 
-    def ahead(
-        self,
-        tenant: str,
-        cost: float,
-        weight: Callable[[str], float],
-        promised: Mapping[str, float] = _NOTHING,
-    ) -> float:
-        """Cost that is served before a job of this cost that came now, when no other comes but those `promised`.
+    def ahead(self, tenant: str, cost: float, weight: Callable[[str], float], promised: Mapping[str, float]) -> Ahead:
+        """What is served before a job of this cost that came now, when no other comes but those `promised`.
 
         The tenant's own jobs are, and of each other tenant as much as its weight earns in the same time: a flood of one
         tenant does not make the others wait for all of it. What a tenant is promised a place for counts with them.
         """
-        before = self.cost_of(tenant) + promised.get(tenant, 0.0)
-        per_weight = (before + cost) / weight(tenant)
-        total = before
+        total = own = self.cost_of(tenant) + promised.get(tenant, 0.0)
+        per_weight = (own + cost) / weight(tenant)
         for name, backlog in self._waiting.items():
             if name != tenant:
                 other = backlog.cost + promised[name] if name in promised else backlog.cost
@@ -199,7 +199,7 @@ class FairQueue:
         for name, expected in promised.items():
             if name != tenant and name not in self._waiting:
                 total += min(expected, per_weight * weight(name))
-        return total
+        return Ahead(total, own)
 
     def share(self, tenant: str, weight: Callable[[str], float]) -> float:
         """Of the tier's service, what a tenant gets while those who wait now go on waiting."""

@@ -8,6 +8,7 @@ hold are stated there.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Scheduler:
         self._running: dict[int, Job] = {}
         self._running_of: dict[str, int] = {}
         self._running_in = dict.fromkeys(self._order, 0)
-        self._now = 0.0
+        self._now = -math.inf
         self._deadlines: list[tuple[float, int]] = []
         self.slots = 0
         """How many jobs may run at once; set by the owner at any time."""
@@ -297,13 +298,13 @@ class Scheduler:
 
     def _pass(self, now: float) -> None:
         """Time went by since the last call."""
+        for queue in self._queues.values():  # at the same time too: who has come since may be late already
+            queue.sort_out(now)
         if now > self._now:
+            self._now = now
             jobs = {name: self._running_in[name] + queue.eligible for name, queue in self._queues.items()}
             self._demand.passed(now, jobs, self.slots)
-        self._now = now
-        for queue in self._queues.values():
-            queue.sort_out(now)
-        self._admission.passed(now, self._backlogged(), full=self._is_full)
+            self._admission.passed(now, self._backlogged(), full=self._is_full)
 
     def _objection(self, job: Job, now: float) -> TiermeshError | NoPlace | None:
         full = len(self._waiting) >= self._max_queued and self._victim(job) is None
