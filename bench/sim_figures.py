@@ -117,10 +117,10 @@ def _spans(run: Run, tier: str, enough: float, horizon_s: float) -> list[list[fl
     for window in run.windows[: int(horizon_s / WINDOW_S)]:
         waited = frozenset(name for name in window.backlogged if name.rpartition("-")[0] == tier)
         if waited != names:
-            names, service = waited, dict.fromkeys(waited, 0.0)
+            names, service = waited, dict.fromkeys(sorted(waited), 0.0)
         for name in names:
             service[name] += window.service.get(name, 0.0)
         if len(names) > 1 and sum(service.values()) >= enough * len(names):
             spans.append(list(service.values()))
-            service = dict.fromkeys(names, 0.0)
+            service = dict.fromkeys(service, 0.0)
     return spans
