@@ -18,13 +18,13 @@ from .prompts import heldout
 from .results import plot_lines, require_green, write_result
 
 _SEED = 271828
-_TIERS = {
+TIERS = {
     "realtime": {"ttft_ms": 500, "deadline_ms": 5_000, "min_share": 0.20},
     "standard": {"ttft_ms": 2_000, "deadline_ms": 5_000, "min_share": 0.10},
     "batch": {"ttft_ms": 10_000, "deadline_ms": 15_000, "min_share": 0.05},
 }
 """Budgets of the simulation (`bench/sim_workload.py`), with deadlines that a run of a minute reaches."""
-_SHARES = {
+SHARES = {
     ("voice", "realtime"): 0.2,
     ("app", "standard"): 0.1,
     ("web", "standard"): 0.1,
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         "slots": given.slots,
         "capacity_per_s": capacity,
         "idle_ttft_ms": {f"p{p}": 1000 * percentile(idle_s, p / 100) for p in (50, 98)},
-        "tiers": _TIERS,
+        "tiers": TIERS,
     } | _of(asked)
     print(_table(figures))
     write_result("overload", figures, green=green)
@@ -69,16 +69,16 @@ _AXES = ("part of the tier's TTFT budget", "share of the offered requests that h
 
 async def _run(seconds: float, load: float, slots: int) -> tuple[float, list[float], Asked]:
     """The capacity in requests/s, seconds to the first token on the idle mesh, and what came of the overload."""
-    keys = {tenant: new_key() for tenant, _ in _SHARES}
+    keys = {tenant: new_key() for tenant, _ in SHARES}
     limits = {"requests_per_minute": _NO_LIMIT, "tokens_per_minute": _NO_LIMIT, "concurrent": 256, "queued": 256}
     async with started("cloud", {"THREADS": 1, "SLOTS": slots}) as worker:
         tenants = {
-            name: {"api_keys": [key_hash(key)], "tiers": list(_TIERS), "limits": limits} for name, key in keys.items()
+            name: {"api_keys": [key_hash(key)], "tiers": list(TIERS), "limits": limits} for name, key in keys.items()
         }
         router = {"workers": [worker.addresses["listening"]]}
-        async with configured_router({"tiers": _TIERS, "tenants": tenants, "router": router}) as process:
+        async with configured_router({"tiers": TIERS, "tenants": tenants, "router": router}) as process:
             address, prompts = process.addresses["listening"], heldout("code")
-            flows = [Flow(tenant, tier, keys[tenant], share) for (tenant, tier), share in _SHARES.items()]
+            flows = [Flow(tenant, tier, keys[tenant], share) for (tenant, tier), share in SHARES.items()]
             measuring = Load(address, flows, prompts, _SEED)
             await measuring.closed(slots + 1, _METER_S / 2)
             capacity = await measuring.closed(slots + 1, _METER_S)
@@ -98,7 +98,7 @@ def _of(asked: Asked) -> dict[str, Any]:
     return {
         "tenants": {
             tenant: _of_tenant([outcome for outcome in asked.outcomes if outcome.tenant == tenant], tier)
-            for tenant, tier in _SHARES
+            for tenant, tier in SHARES
         },
         "admitted": dict(Counter(outcome.ended for outcome in admitted)),
         "lost": _of_lost(admitted),
@@ -109,7 +109,7 @@ def _of(asked: Asked) -> dict[str, Any]:
 
 
 def _of_tenant(outcomes: Sequence[Outcome], tier: str) -> dict[str, Any]:
-    budget_s = _TIERS[tier]["ttft_ms"] / 1000
+    budget_s = TIERS[tier]["ttft_ms"] / 1000
     first_s = [outcome.ttft_s for outcome in outcomes if outcome.ttft_s is not None]
     finished = [outcome for outcome in outcomes if outcome.ended in FINISHED]
     return {
@@ -159,7 +159,7 @@ def _of_ladders(ladders: Sequence[tuple[float, float | None]]) -> dict[str, Any]
 
 
 def _axis() -> dict[str, float]:
-    return {tier: rule["ttft_ms"] / 1000 for tier, rule in _TIERS.items()}
+    return {tier: rule["ttft_ms"] / 1000 for tier, rule in TIERS.items()}
 
 
 def _shares_by_time(outcomes: Sequence[Outcome], budget_s: float) -> tuple[list[float], list[float]]:

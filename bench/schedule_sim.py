@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..router.jobs import LARGEST_COST, TenantRule
+from ..router.jobs import LARGEST_COST, TenantRule, TierRule
 from ..router.scheduler import Scheduler
 from .results import RESULTS, plot_lines, require_green, write_result
 from .sim_claims import claims
@@ -78,9 +78,9 @@ def policies() -> dict[str, Callable[[], Policy]]:
     return made | {ORACLE: lambda: Oracle(RULES)}
 
 
-def ours() -> Scheduler:
+def ours(rules: Sequence[TierRule] = RULES) -> Scheduler:
     """As the router makes it."""
-    return Scheduler(RULES, lambda _: _ANY_TENANT, largest_cost=LARGEST_COST, max_queued=MAX_QUEUED, alpha=ALPHA)
+    return Scheduler(rules, lambda _: _ANY_TENANT, largest_cost=LARGEST_COST, max_queued=MAX_QUEUED, alpha=ALPHA)
 
 
 def run_all(scenario: Scenario, load: float, horizon_s: float, seed: int) -> dict[str, Any]:

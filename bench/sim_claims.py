@@ -47,6 +47,22 @@ def return_claims(rows: Sequence[Row]) -> list[Claim]:
     return [claim for claim in found if claim is not None]
 
 
+def onset_claims(rows: Sequence[Row]) -> list[Claim]:
+    """Of an overload that begins at once, see `schedule_onset`."""
+    highest = RULES[0].name
+    found = [
+        _worst("requests that were taken in and not brought home in time", rows, lambda row: row["lost"], 0.0, False),
+        _worst(
+            f"{highest} requests that attain their tier, of those offered",
+            rows,
+            lambda row: row["attained"][highest],
+            0.98,
+            True,
+        ),
+    ]
+    return [claim for claim in found if claim is not None] + return_claims(rows)
+
+
 def _worst(
     what: str, rows: Sequence[Row], figure: Callable[[Row], float | None], aim: float, at_least: bool
 ) -> Claim | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..common.errors import Overloaded
 from ..router.jobs import Job
 from ..router.scheduler import Scheduler
-from .sim_workload import TIERS, Offer
+from .sim_workload import Offer
 
 if TYPE_CHECKING:
     from .sim_policies import Policy
@@ -52,7 +52,7 @@ class Told:
     @property
     def taken(self) -> bool:
         """Whether it was taken in when it came back."""
-        return self.back is not None and (self.back.refused is None or self.back.ended != self.back.offer.at)
+        return self.back is not None and self.back.taken
 
     @property
     def in_time(self) -> bool:
@@ -94,7 +94,6 @@ class Returns:
         back = None
         if delay_s is not None and self._rng.random() < self._share:
             back = now + delay_s * (1 + _JITTER * self._rng.random()) + _WAY_S * self._rng.random()
-        patience_s = TIERS[offer.tier].deadline_s
         told = Told(
             now,
             outcome.job.tier,
@@ -103,7 +102,7 @@ class Returns:
             delay_s,
             back,
             outcome.job,
-            patience_s,
+            outcome.tier.deadline_s,
             len(self.told) % _PROBED == 0,
         )
         self.told.append(told)

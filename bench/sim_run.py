@@ -15,7 +15,7 @@ from .sim_policies import Policy
 from .sim_returns import Returns
 from .sim_workers import Sequence as Answer
 from .sim_workers import Service, Worker
-from .sim_workload import TIERS, Offer
+from .sim_workload import TIERS, Offer, TierLoad
 
 RULES: tuple[TierRule, ...] = tuple(tier.rule for tier in TIERS)
 WINDOW_S = 5.0
@@ -27,6 +27,7 @@ class Outcome:
     """What became of a request."""
 
     offer: Offer
+    tier: TierLoad
     job: Job
     """As the policy was told."""
     dispatched: float | None = None
@@ -40,6 +41,11 @@ class Outcome:
     batch: float = 0.0
 
     @property
+    def taken(self) -> bool:
+        """Whether it was taken in when it came."""
+        return self.refused is None or self.ended != self.offer.at
+
+    @property
     def ran(self) -> bool:
         """Whether it was given a slot."""
         return self.dispatched is not None
@@ -47,7 +53,7 @@ class Outcome:
     @property
     def first_in_time(self) -> bool:
         """Whether the first token came within the tier's budget."""
-        return self.first is not None and self.first <= self.offer.at + TIERS[self.offer.tier].rule.ttft_s
+        return self.first is not None and self.first <= self.offer.at + self.tier.rule.ttft_s
 
     @property
     def attained(self) -> bool:
@@ -86,13 +92,15 @@ class Run:
         *,
         clairvoyant: bool = False,
         returns: Returns | None = None,
+        tiers: Sequence[TierLoad] = TIERS,
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.windows: list[Window] = []
         self.largest_lag = 0.0
-        self.longest_wait = {tier.name: 0.0 for tier in RULES}
+        self.longest_wait = {tier.rule.name: 0.0 for tier in tiers}
         """Cost that others were given while a tier waited, at most."""
         self._policy = policy
+        self._tiers = tiers
         self._offers: list[tuple[float, int, Offer]] = []
         """To come, a heap."""
         self._numbered = 0
@@ -105,9 +113,9 @@ class Run:
         """That run, and where."""
         self._ends: list[tuple[float, int]] = []
         """Their deadlines."""
-        self._waiting = {tier.name: 0 for tier in RULES}
+        self._waiting = dict.fromkeys(self.longest_wait, 0)
         self._waiting_of: dict[str, int] = {}
-        self._passed_over = {tier.name: 0.0 for tier in RULES}
+        self._passed_over = dict.fromkeys(self.longest_wait, 0.0)
         self._given: dict[str, float] = {}
         """Service of answers that have ended, by tenant."""
         self._before: dict[str, float] = {}
@@ -149,7 +157,7 @@ class Run:
             heapq.heappush(self._offers, (offer.at, self._numbered, offer))
 
     def _arrive(self, offer: Offer) -> None:
-        tier, estimates = TIERS[offer.tier], self._estimates
+        tier, estimates = self._tiers[offer.tier], self._estimates
         number = len(self.outcomes)
         output = float(offer.output)
         if not self._clairvoyant:
@@ -162,7 +170,7 @@ class Run:
         name = tier.rule.name
         slow_s = estimates.slow_s(offer.tenant, name, service_s)
         job = Job(number, offer.tenant, name, cost, deadline, service_s, first_s, offer.request, slow_s=slow_s)
-        self.outcomes.append(outcome := Outcome(offer, job))
+        self.outcomes.append(outcome := Outcome(offer, tier, job))
         if self._returns is not None:
             self._returns.arrived(outcome)
         self._wait(offer, 1)
@@ -184,7 +192,7 @@ class Run:
             self.largest_lag = max(self.largest_lag, *self._policy.lags.values())
 
     def _dispatch(self, decision: Dispatch, outcome: Outcome) -> None:
-        offer, tier = outcome.offer, TIERS[outcome.offer.tier]
+        offer, tier = outcome.offer, outcome.tier
         assert self.now < offer.at + tier.deadline_s, "nothing is dispatched after its deadline"
         for name, waiting in self._waiting.items():
             waited = waiting and name != tier.rule.name
@@ -234,7 +242,7 @@ class Run:
         assert outcome.first is not None
         assert outcome.dispatched is not None
         self._estimates.took(offer.tenant, job.tier, job.service_s, self.now - outcome.dispatched)
-        self._estimates.finished(offer.tenant, "", TIERS[offer.tier].max_tokens, offer.output)
+        self._estimates.finished(offer.tenant, "", outcome.tier.max_tokens, offer.output)
         tpot_s = (self.now - outcome.first) / (offer.output - 1) if offer.output > 1 else None
         ttft_s = outcome.first - outcome.dispatched
         self._estimates.workers.timed(worker, offer.prompt, ttft_s, outcome.batch, tpot_s)
@@ -258,7 +266,7 @@ class Run:
             self._policy.room = room_of(slots) * workers
 
     def _wait(self, offer: Offer, step: int) -> None:
-        tier = TIERS[offer.tier].rule.name
+        tier = self._tiers[offer.tier].rule.name
         self._waiting[tier] += step
         if not self._waiting[tier]:
             self._passed_over[tier] = 0.0
@@ -286,8 +294,9 @@ def simulate(
     *,
     clairvoyant: bool = False,
     returns: Returns | None = None,
+    tiers: Sequence[TierLoad] = TIERS,
 ) -> Run:
     """A run that has ended."""
-    run = Run(policy(), offers, pool, clairvoyant=clairvoyant, returns=returns)
+    run = Run(policy(), offers, pool, clairvoyant=clairvoyant, returns=returns, tiers=tiers)
     run.run()
     return run

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiermesh.bench import schedule_cost, schedule_returns
+from tiermesh.bench import schedule_cost, schedule_onset, schedule_returns
 from tiermesh.bench.schedule_sim import OURS, draw, ours, policies, run_all, show, summary
 from tiermesh.bench.sim_claims import claims, return_claims
 from tiermesh.bench.sim_figures import WARM_UP_S, bounds, figures
@@ -206,6 +206,23 @@ def test_clients_that_come_back_are_followed(tmp_path: Path) -> None:
     taken, delay = return_claims(rows)
     assert taken.met
     assert delay.value >= 1.0, "a told delay that worked is no shorter than the shortest that did"
+
+
+def test_an_overload_that_begins_at_once_is_told_of_from_its_onset(tmp_path: Path) -> None:
+    schedule_onset.main(
+        ["--seconds", "15", "--seeds", "2", "--loads", "2", "--out", str(tmp_path), "--force"],
+    )
+    told = json.loads((tmp_path / "schedule_onset.json").read_text())["figures"]
+    (row,) = told["rows"]
+    asked = [schedule_onset.offers(2.0, 15.0, seed) for seed in range(2)]
+    assert row["offered"] == sum(offer.at >= schedule_onset.BEGINS_S for offers in asked for offer in offers)
+    assert row["offered"] == pytest.approx(2 * 2 * 15 * told["capacity_per_s"], rel=0.2)
+    assert 0.4 < row["admitted"] / row["offered"] < 0.8
+    assert row["lost"] < 0.02 * row["admitted"]
+    assert row["attained"]["realtime"] > 0.95
+    assert row["attained"]["batch"] < row["attained_in_the_end"]["batch"] < 0.8, "some come back, and most do not"
+    assert sum(row["useful_share"].values()) == pytest.approx(1.0)
+    assert [claim["what"].partition(" ")[0] for claim in told["claims"]] == ["requests", "realtime", "of", "told"]
 
 
 def test_below_capacity_next_to_all_attain_their_tier() -> None:
