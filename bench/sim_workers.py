@@ -3,8 +3,8 @@
 Who waits for its prefill is read by tier, then by deadline. A prefill is made in chunks (`cloud/scheduler.py`): a
 higher tier that comes is read first, and then the rest of what was under way. When the batch is full who is read takes
 the place of a lower tier, as `cloud/preemption.py` has it: of the lowest, of those the one with the least to compute
-again, none more than twice. What a victim computed stays, but for its last block, while the KV pool holds all that is
-here. It holds `slots` whole contexts (`cloud/loading.py`).
+again, none more often than it may. What a victim computed stays, but for its last block, while the KV pool holds all
+that is here. It holds `slots` whole contexts (`cloud/loading.py`).
 
 All decoding sequences of a worker are given one token per step, so each has come as far as the worker's count of steps
 since it joined; the count grows at 1 ÷ TPOT(batch) and stands still during a prefill. That makes a run an affair of few
@@ -17,7 +17,7 @@ import heapq
 from bisect import insort
 from dataclasses import dataclass, field
 
-from ..cloud.preemption import MOST
+from ..cloud.preemption import MOST, most_preemptions
 
 _BLOCK = 16
 """Tokens of a KV block; those of one that is not full are computed again."""
@@ -183,20 +183,28 @@ class Worker:
         """Whether the batch has a place for it. Where it is full a lower tier gives way, if there is one."""
         if len(self.decoding) < self.service.slots:
             return True
-        everybody = self.decoding.values()
-        lower = [one for one in everybody if one.tier > sequence.tier and one.preemptions < MOST]
+        short = self._kv_is_short
+        lower = [one for one in self.decoding.values() if one.tier > sequence.tier and self._gives_way(one, short)]
         if lower:
             self._preempt(min(lower, key=lambda one: (-one.tier, one.prompt + self.made(one))))
         return bool(lower)
 
-    def _preempt(self, victim: Sequence) -> None:
+    def _gives_way(self, one: Sequence, kv_is_short: bool) -> bool:
+        return one.preemptions < (MOST if kv_is_short else most_preemptions(int(self.made(one))))
+
+    @property
+    def _kv_is_short(self) -> bool:
         here = sum(one.prompt + self.made(one) for one in (*self.decoding.values(), *self.queue))
+        return here > self.service.kv_tokens
+
+    def _preempt(self, victim: Sequence) -> None:
+        kept = not self._kv_is_short
         del self.decoding[victim.number]
         self.ends = [end for end in self.ends if end[1] != victim.number]
         heapq.heapify(self.ends)
         victim.delivered, victim.joined, victim.kept = self.made(victim), None, 0
         whole = (victim.unread - 1) // _BLOCK * _BLOCK
-        victim.kept = whole if here <= self.service.kv_tokens else 0
+        victim.kept = whole if kept else 0
         victim.preemptions += 1
         insort(self.queue, victim, key=_rank)
 

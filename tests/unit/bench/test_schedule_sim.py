@@ -19,6 +19,7 @@ from tiermesh.bench.sim_returns import Returns
 from tiermesh.bench.sim_run import Pool, simulate
 from tiermesh.bench.sim_workers import Sequence, Service, Worker
 from tiermesh.bench.sim_workload import BURSTY, ON_OFF, SCENARIOS, STEADY, TIERS, Scenario, mean_work, offers
+from tiermesh.cloud.preemption import EARNED
 
 SERVICE = Service()
 
@@ -75,7 +76,7 @@ def run_until_read(worker: Worker, number: int) -> None:
         worker.pop()
 
 
-def test_a_higher_tier_takes_the_place_of_a_lower_one_twice_at_most() -> None:
+def test_a_higher_tier_takes_the_place_of_a_short_one_of_a_lower_twice_at_most() -> None:
     """The victim is of the lowest tier and has the least to compute again; what it computed stays, but for a block."""
     worker = Worker(replace(SERVICE, slots=2), "w")
     for number, (prompt, tier) in enumerate([(500, 2), (100, 1)]):
@@ -93,6 +94,18 @@ def test_a_higher_tier_takes_the_place_of_a_lower_one_twice_at_most() -> None:
     run_until_read(worker, 1)
     worker.add(Sequence(5, 10, 2, 2))
     assert worker.reading is None, "nobody gives way to its own tier"
+
+
+def test_a_long_answer_gives_way_once_more_for_what_it_has_made_where_kv_is_not_short() -> None:
+    for kv_tokens, gives_way in ((SERVICE.kv_tokens, True), (50, False)):
+        worker = Worker(replace(SERVICE, slots=1, kv_tokens=kv_tokens), "w")
+        worker.add(victim := Sequence(0, 10, 500, 2, preemptions=2))
+        run_until_read(worker, 0)
+        for answer, leaves in ((EARNED // 2, False), (EARNED + 1, gives_way)):
+            worker.advance(worker.now + (answer - worker.made(victim)) * SERVICE.tpot_s(1))
+            worker.add(Sequence(answer, 10, 2, 0))
+            assert (victim in worker.queue) is leaves
+            worker.leave(worker.queue[0] if victim not in worker.queue else worker.reading)
 
 
 def test_a_higher_tier_is_read_before_the_rest_of_a_lower_one() -> None:

@@ -21,7 +21,7 @@ from tiermesh.cloud.batch import RESERVED_BLOCKS
 from tiermesh.cloud.blocks import BlockPool, Lease
 from tiermesh.cloud.engine import Engine, EngineConfig
 from tiermesh.cloud.outputs import Ended, Failed, Output, Produced, Scored, Verified
-from tiermesh.cloud.preemption import MOST
+from tiermesh.cloud.preemption import MOST, most_preemptions
 from tiermesh.cloud.prefix import Salts
 from tiermesh.cloud.request import Choice, Job, Sequence, State
 from tiermesh.cloud.runner import Outcome
@@ -385,7 +385,7 @@ class EngineFuzz(RuleBasedStateMachine):
         assert len(everyone) == len(self.engine._entries)
         assert scheduler.waiting == sorted(scheduler.waiting, key=lambda s: s.rank)
         assert len(scheduler.running) <= SLOTS
-        assert all(s.preemptions <= MOST for s in everyone)
+        assert all(s.preemptions <= most_preemptions(s.answer_length) for s in everyone)
 
     def teardown(self) -> None:
         """Left alone, everything comes to an end, and nothing is left behind: no deadlock, no livelock, no leak."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from tiermesh.cloud.blocks import BlockPool
 from tiermesh.cloud.pace import Pace
+from tiermesh.cloud.preemption import EARNED
 from tiermesh.cloud.prefix import Chain
 from tiermesh.cloud.request import Job, Sequence, State
 from tiermesh.cloud.scheduler import Scheduler, Work
@@ -162,6 +163,20 @@ def test_who_gave_way_twice_runs_only_where_all_that_it_may_need_is_free() -> No
     made.add(sequence(3, 20, tier=HIGH))
     run(made, 40)
     assert victim.preemptions == 2
+
+
+def test_a_long_answer_gives_its_slot_up_once_more_where_kv_is_not_short() -> None:
+    for answer, blocks, preemptions in ((EARNED, 100, 3), (EARNED - 1, 100, 2), (EARNED, 7, 2)):
+        made = scheduler(blocks=blocks, slots=1)
+        victim = sequence(1, 16, answer=2 * EARNED if blocks == 100 else EARNED, tier=LOW, preemptions=2)
+        victim.tokens += [1] * (answer - 1)
+        made.add(victim)
+        settle(made)
+        assert victim.answer_length == answer
+        made.add(arrived := sequence(2, 8, tier=HIGH))
+        made.plan(0.0)
+        assert victim.preemptions == preemptions
+        assert (arrived in made.running) is (preemptions == 3)
 
 
 def test_when_blocks_run_out_those_who_rank_behind_give_way() -> None:
