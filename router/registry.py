@@ -13,7 +13,7 @@ from ..common.frames import Hello, Load, Welcome
 from ..common.relay_link import LinkEvents, RelayLink
 from ..common.telemetry import get_logger
 from ..common.types import ModelInfo
-from .choice import ROOM_PART, choose, room_of
+from .choice import choose, room_of
 from .prefixes import Prefixes
 from .spacing import Spacing
 from .standing import LOOK_S, Standing
@@ -106,7 +106,7 @@ class Worker:
         self._draining = load.draining
         slots = min(max(load.slots, 0), _MOST_SLOTS)
         ours, self._most_beyond = self._most_beyond, self._beyond
-        self._room = room_of(slots) if load.kv_free >= 1 / ROOM_PART else 0
+        self._room = room_of(slots, load.kv_free)
         if not self._known:
             self._limit, self._known = slots + _QUEUED_AT_ENGINE, True
         elif load.waiting > _QUEUED_AT_ENGINE + ours or not load.kv_free >= _LOW_KV:  # so that NaN is no room

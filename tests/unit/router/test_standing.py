@@ -140,7 +140,7 @@ def test_whatever_a_worker_says_its_limit_is_sane(lie: dict[str, Any]) -> None:
     for _ in range(3000):
         worker.loaded(Load(**facts))
         assert 1 <= worker.limit <= max(1, min(facts["slots"], 1024) + 1)
-        assert 0 <= worker.room <= max(1, min(facts["slots"], 1024) // 4)
+        assert 0 <= worker.room <= max(1, min(facts["slots"], 1024) // 2)
     if lie.get("waiting", 0) > 0 or math.isnan(lie.get("kv_free", 1.0)):
         assert worker.limit == 1, "no room is known there"
 
@@ -174,13 +174,13 @@ def test_a_load_frame_that_was_on_its_way_when_they_ended_does_not_lower_it_eith
     assert worker.limit == 15
 
 
-def test_room_is_a_quarter_of_the_slots_while_kv_is_free_for_as_much() -> None:
+def test_room_is_a_half_of_the_slots_as_far_as_kv_is_free_for_as_much() -> None:
     worker = Worker("w", None)  # type: ignore[arg-type]
     assert worker.room == 0, "nothing is known yet"
-    for kv_free, room in ((1.0, 4), (0.2, 0), (0.25, 4), (math.nan, 0)):
+    for kv_free, room in ((1.0, 8), (0.4, 6), (0.25, 4), (0.2, 0), (math.nan, 0)):
         loaded(worker, kv_free=kv_free)
         assert worker.room == room
     loaded(worker)
     worker.lost(0.0)
     assert worker.room == 0
-    assert [room_of(slots) for slots in (0, 1, 7, 8, 64)] == [1, 1, 1, 2, 16]
+    assert [room_of(slots) for slots in (0, 1, 7, 8, 64)] == [1, 1, 3, 4, 32]
