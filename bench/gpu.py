@@ -59,7 +59,9 @@ def main(arguments: Sequence[str]) -> None:
             directory = Path(folder)
             write_model(directory, shape)
             for streams in given.streams:
-                rows.append({"shape": shape, **measure(directory, streams, given, copy)})
+                rows.append(
+                    {"shape": shape, **measure(directory, streams, given.tokens, given.pairs, copy, alone=given.alone)}
+                )
                 print(_line(rows[-1]), flush=True)
                 # After each: a lent GPU may be gone before the last.
                 path = write_result("gpu", {"device": device, "copy_bytes_s": copy, "rows": rows}, green=green)
@@ -91,9 +93,10 @@ def write_model(directory: Path, shape: str) -> None:
         shutil.copy(path, directory)
 
 
-def measure(directory: Path, streams: int, given: argparse.Namespace, copy: float) -> dict[str, Any]:
+def measure(
+    directory: Path, streams: int, tokens: int, pairs: int, copy: float, *, alone: bool = False
+) -> dict[str, Any]:
     """Answer tokens per second beside the engine without graphs and each peer, a step beside reading the weights."""
-    tokens = given.tokens
     if streams == 1:
         requests = uniform(1, (512, 512), (tokens, tokens))
     else:
@@ -106,11 +109,11 @@ def measure(directory: Path, streams: int, given: argparse.Namespace, copy: floa
         found |= _steps(ours, requests)
         found["roofline_step_s"] = weight_bytes(directory) / copy
         with Served.model(directory, config, pool, placement, graphs=False) as launched:
-            found["without graphs"] = _steps(launched, requests) | _beside(ours, launched, requests, given.pairs)
-        for name, peer in () if given.alone else _peers(directory, streams, pool):
+            found["without graphs"] = _steps(launched, requests) | _beside(ours, launched, requests, pairs)
+        for name, peer in () if alone else _peers(directory, streams, pool):
             try:
                 with peer as theirs:
-                    found[name] = _beside(ours, theirs, requests, given.pairs)
+                    found[name] = _beside(ours, theirs, requests, pairs)
             except TiermeshError as error:
                 found[name] = {"failed": str(error)}
     torch.cuda.empty_cache()

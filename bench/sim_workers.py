@@ -17,7 +17,7 @@ import heapq
 from bisect import insort
 from dataclasses import dataclass, field
 
-from ..cloud.preemption import MOST, most_preemptions
+from ..cloud.preemption import most_preemptions
 
 _BLOCK = 16
 """Tokens of a KV block; those of one that is not full are computed again."""
@@ -190,7 +190,7 @@ class Worker:
         return bool(lower)
 
     def _gives_way(self, one: Sequence, kv_is_short: bool) -> bool:
-        return one.preemptions < (MOST if kv_is_short else most_preemptions(int(self.made(one))))
+        return one.preemptions < most_preemptions(int(self.made(one)), kv_is_short=kv_is_short)
 
     @property
     def _kv_is_short(self) -> bool:

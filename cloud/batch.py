@@ -68,7 +68,7 @@ class Batch:
 
 def build_batch(rows: Sequence[Rows], block_size: int, device: torch.device, dtype: torch.dtype) -> Batch:
     """The batch of `rows`; `dtype` is that of the attention masks."""
-    order = sorted(range(len(rows)), key=lambda i: _bucket(len(rows[i].tokens)))
+    order = sorted(range(len(rows)), key=lambda i: bucket(len(rows[i].tokens)))
     tokens, positions, slots, groups = [], [], [], []
     first_row = [0] * len(rows)
     at = 0
@@ -83,9 +83,7 @@ def build_batch(rows: Sequence[Rows], block_size: int, device: torch.device, dty
         slots.append(rectangle.slots)
         groups.append(rectangle.group(at, device, dtype))
         at += rectangle.tokens.size
-    wanted = [
-        first_row[i] + len(rows[i].tokens) - row.wanted + j for i, row in enumerate(rows) for j in range(row.wanted)
-    ]
+    wanted = wanted_rows(rows, first_row)
     return Batch(
         _tensor(np.concatenate([t.ravel() for t in tokens]), device),
         _tensor(np.concatenate([p.ravel() for p in positions]), device),
@@ -103,7 +101,16 @@ def reach(context: int) -> int:
     return whole * _TILE + -(-rest // _VECTOR) * _VECTOR
 
 
-def _bucket(length: int) -> int:
+def wanted_rows(rows: Sequence[Rows], first_row: Sequence[int]) -> list[int]:
+    """Of a batch in which each member begins at such a row."""
+    return [
+        first + len(row.tokens) - row.wanted + j
+        for row, first in zip(rows, first_row, strict=True)
+        for j in range(row.wanted)
+    ]
+
+
+def bucket(length: int) -> int:
     """0 for one row, 1 for two, 2 for up to four, 3 for up to eight, and so on."""
     return (length - 1).bit_length()
 
@@ -112,7 +119,7 @@ def _grouped(order: list[int], rows: Sequence[Rows], padding: int | None) -> lis
     """Members of each group: of like lengths, and with at most so many positions of padding beside the longest."""
     groups: dict[int, list[int]] = {}
     for i in order:
-        groups.setdefault(_bucket(len(rows[i].tokens)), []).append(i)
+        groups.setdefault(bucket(len(rows[i].tokens)), []).append(i)
     if padding is None:
         return list(groups.values())
     return [part for members in groups.values() for part in _parted(members, rows, padding)]

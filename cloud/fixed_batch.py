@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.paged import MAX_QUERY_LENGTH, Group
-from .batch import TRASH_BLOCK, Batch, Rectangle, Rows
+from .batch import TRASH_BLOCK, Batch, Rectangle, Rows, bucket, wanted_rows
 
 _MAX_ROWS = 256
 """Of a rectangle of several rows per sequence: up to about so many the weights' way to the processors takes longer than
@@ -42,8 +42,7 @@ def shapes(sequences: int) -> list[Shape]:
 
 def fitting(rows: Sequence[Rows], among: Sequence[Shape]) -> Shape | None:
     """The smallest of `among`, which are as `shapes` gives them, that holds a pass."""
-    longest = max(len(row.tokens) for row in rows)
-    length = 1 << (longest - 1).bit_length()
+    length = 1 << bucket(max(len(row.tokens) for row in rows))
     fits = [shape for shape in among if shape.length == length and shape.sequences >= len(rows)]
     return fits[-1] if fits else None
 
@@ -93,14 +92,14 @@ class FixedBatch:
         )
         return Batch(tokens, positions, slots, (group,), None)
 
+    def blank(self, shape: Shape) -> None:
+        """Puts in a pass that writes to the trash block alone."""
+        self.fill(shape, [Rows([0], 0, [TRASH_BLOCK], 1)])
+
     def fill(self, shape: Shape, rows: Sequence[Rows]) -> Tensor | slice:
         """Puts a pass into the batch of `shape`, which must hold it. Returns which of the batch's rows are wanted."""
         rectangle = Rectangle(rows, self._block_size, length=shape.length)
-        wanted = [
-            place * shape.length + len(row.tokens) - row.wanted + j
-            for place, row in enumerate(rows)
-            for j in range(row.wanted)
-        ]
+        wanted = wanted_rows(rows, range(0, len(rows) * shape.length, shape.length))
         packed, width = self._host_rows.numpy(), rectangle.tables.shape[1]
         tokens, positions, slots = packed[: 3 * shape.rows].reshape(3, shape.sequences, shape.length)
         tokens[:], positions[:], slots[:] = 0, 0, TRASH_BLOCK * self._block_size

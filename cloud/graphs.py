@@ -56,6 +56,8 @@ class Graphs:
         return self._model.logits(hidden[wanted])
 
     def _record(self, shape: Shape, pool: KvPool, memory: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        # What runs meanwhile is a pass like any other, and must leave the null block zero.
+        self._fixed.blank(shape)
         # Once outside: compiling and loading a kernel can't be recorded.
         self._model.hidden(self._fixed.batch(shape), pool)
         graph = torch.cuda.CUDAGraph()

@@ -30,9 +30,9 @@ def settled(sequence: Sequence) -> bool:
     return sequence.preemptions >= MOST
 
 
-def most_preemptions(answer: int) -> int:
-    """How often a sequence with so long an answer gives way at most, where KV is not short."""
-    return MOST + answer // EARNED
+def most_preemptions(answer: int, *, kv_is_short: bool = False) -> int:
+    """How often a sequence with so long an answer gives way at most."""
+    return MOST if kv_is_short else MOST + answer // EARNED
 
 
 def who_makes_room(
@@ -49,7 +49,7 @@ def who_makes_room(
     """
     left, free, leaving = len(running), pool.free, list[Sequence]()
     kv_is_short = needed + left > free
-    lower = _by_cost((s for s in running if s.tier > waiting.tier and not _stays(s, kv_is_short)), pool, in_haste)
+    lower = _by_cost((s for s in running if s.tier > waiting.tier and _gives_way(s, kv_is_short)), pool, in_haste)
     while left >= slots or needed + left > free:
         if not lower:
             return None
@@ -68,8 +68,8 @@ def who_yields(
     return behind[-1] if behind else growing
 
 
-def _stays(sequence: Sequence, kv_is_short: bool) -> bool:
-    return settled(sequence) and (kv_is_short or sequence.preemptions >= most_preemptions(sequence.answer_length))
+def _gives_way(sequence: Sequence, kv_is_short: bool) -> bool:
+    return sequence.preemptions < most_preemptions(sequence.answer_length, kv_is_short=kv_is_short)
 
 
 def _by_cost(sequences: Iterable[Sequence], pool: BlockPool, in_haste: Callable[[Sequence], bool]) -> list[Sequence]:

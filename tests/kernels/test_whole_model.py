@@ -138,6 +138,7 @@ def test_recorded_passes(device: torch.device, family: str) -> None:
     model = Model(arch, random_weights(arch, device))
     pool, other = filled(model, device), filled(model, device)
     graphs = Graphs(model, pool, 5, arch.max_context + 1, device, torch.float32)
+    assert not any(layer[NULL_BLOCK].any() for layer in pool.layers)
     for rows in map(plan, PLANS * 2):
         run = graphs.prepare(rows)
         assert run is not None

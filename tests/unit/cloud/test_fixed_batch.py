@@ -49,6 +49,16 @@ def test_decoding_always_has_a_shape_and_a_prompt_never(slots: int) -> None:
     assert fitting([Rows([1] * (MAX_QUERY_LENGTH + 1), 0, [2, 3, 4], 1)], among) is None
 
 
+def test_what_stands_there_before_a_pass_comes_writes_to_trash_alone() -> None:
+    fixed = FixedBatch(shapes(9), POSITIONS, BLOCK, CPU, torch.float32)
+    for shape in shapes(9):
+        fixed.blank(shape)
+        batch = fixed.batch(shape)
+        assert (batch.slots // BLOCK == TRASH_BLOCK).all()
+        assert not batch.tokens.any()
+        assert not batch.positions.any()
+
+
 @given(st.lists(passes(), min_size=1, max_size=3))
 def test_a_fixed_batch_says_what_a_batch_of_its_own_says(plans: list[list[Rows]]) -> None:
     """Whatever the passes before it left there."""
