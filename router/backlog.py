@@ -5,8 +5,8 @@ large α gives shortest remaining time first. The level says how much service th
 
 A job that can't have its first token within the TTFT budget any more goes behind all that can. Under overload earliest
 deadline first serves whoever is about to be late, so that soon everybody is; the late one has lost its first promise
-anyway, and its deadline is usually far. It still goes before an idle slot, and at its last call, when it must start to
-end by its deadline, before all others: who was taken in is brought home, and the rest of the overload is refused.
+anyway, and its deadline is usually far. It still goes before an idle slot, and at its last call before its turn
+(`fair.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import math
 from typing import NamedTuple
 
 from .averages import DrainRate
+from .moments import Moments
 
 MAX_LEVEL = 3
 """The lowest level, so that a long conversation waits for three budgets more at most."""
@@ -31,7 +32,7 @@ class Waiting(NamedTuple):
     on_time_until: float
     """When it must start to have its first token within its TTFT budget, in monotonic seconds."""
     last_call: float = math.inf
-    """When it must start to end by its deadline, with some time to spare."""
+    """When it must start to end by its deadline, with some time to spare; then it goes before its turn."""
 
     def __deepcopy__(self, memo: object) -> Waiting:
         """Nothing changes it, so copies of a queue share it."""
@@ -68,10 +69,8 @@ class Backlog:
         self._jobs: dict[int, Waiting] = {}
         self._heap: list[Waiting] = []
         self._late: list[Waiting] = []
-        self._turns: list[tuple[float, int]] = []
+        self._turns = Moments(self._jobs)
         """When each job in the heap will be late."""
-        self._calls: list[tuple[float, int]] = []
-        """The last call of each late job."""
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -82,7 +81,7 @@ class Backlog:
         self._jobs[item.job] = item
         self.cost += item.cost
         heapq.heappush(self._heap, item)
-        heapq.heappush(self._turns, (item.on_time_until, item.job))
+        self._turns.add(item.on_time_until, item.job)
 
     @property
     def late(self) -> int:
@@ -92,17 +91,15 @@ class Backlog:
     @property
     def late_from(self) -> float:
         """When the next of its jobs will be late; endless where all are, as far as `sort_out` was told the time."""
-        while self._turns and self._turns[0][1] not in self._jobs:
-            heapq.heappop(self._turns)
-        return self._turns[0][0] if self._turns else math.inf
+        return self._turns.next
+
+    def __getitem__(self, job: int) -> Waiting:
+        """One that waits."""
+        return self._jobs[job]
 
     def first(self, now: float) -> Waiting:
         """Who is next; there must be one."""
         self.sort_out(now)
-        while self._calls and self._calls[0][0] <= now:
-            if (called := self._jobs.get(self._calls[0][1])) is not None:
-                return called
-            heapq.heappop(self._calls)
         for heap in (self._heap, self._late):
             while heap:
                 if heap[0].job in self._jobs and (heap[0].job in self._late_jobs) == (heap is self._late):
@@ -121,22 +118,18 @@ class Backlog:
         if not self._jobs:
             self._heap.clear()
             self._late.clear()
-            self._turns.clear()
-            self._calls.clear()
-        elif len(self._turns) + len(self._late) + len(self._calls) > 4 * len(self._jobs) + 64:
+        elif len(self._heap) + len(self._late) > 4 * len(self._jobs) + 64:
             self._rebuild()  # most of their jobs have left
         return item
 
     def sort_out(self, now: float) -> None:
         """Time went by, and some are late now."""
         self._pass(now)
-        while self._turns and self._turns[0][0] < now:
-            item = self._jobs.get(heapq.heappop(self._turns)[1])
-            if item is not None:
-                heapq.heappush(self._late, item)
-                heapq.heappush(self._calls, (item.last_call, item.job))
-                self._late_jobs.add(item.job)
-                self.late_cost += item.cost
+        for job in self._turns.past(now):
+            item = self._jobs[job]
+            heapq.heappush(self._late, item)
+            self._late_jobs.add(job)
+            self.late_cost += item.cost
 
     def served(self, item: Waiting, now: float) -> None:
         """One that had to wait has left for a slot."""
@@ -155,9 +148,5 @@ class Backlog:
     def _rebuild(self) -> None:
         self._late = [item for item in self._jobs.values() if item.job in self._late_jobs]
         self._heap = [item for item in self._jobs.values() if item.job not in self._late_jobs]
-        self._turns = [(item.on_time_until, item.job) for item in self._heap]
-        self._calls = [(item.last_call, item.job) for item in self._late]
         heapq.heapify(self._late)
         heapq.heapify(self._heap)
-        heapq.heapify(self._turns)
-        heapq.heapify(self._calls)

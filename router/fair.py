@@ -5,10 +5,14 @@ the smallest counter is served, and a served cost ĉ moves its counter by ĉ ÷ 
 corrects that. A tenant that begins to wait, or comes below its own limit again, can't have saved up: its counter is
 lifted to the lowest of those that wait, or when there is none to that of the last who did, below its limit.
 
+At its last call, when it must start to end by its deadline, a job goes before its turn: who was taken in is brought
+home, and the rest of the overload is refused. That may leave its tenant no further ahead than a turn can.
+
 The bound, for two tenants a and b that both wait and are below their limits all the time. Let c′ be a counter with the
 errors of its running jobs already put in, so that it moves by dispatches alone, and E the sum of |actual − ĉ| ÷ weight
-over what runs of either. A dispatch goes to the smaller counter, and a difference of counters is that of the c′ within
-E. So after it the c′ of who was served exceeds the other's by at most c_max ÷ w + E; a lift begins no further apart.
+over what runs of either. A dispatch goes to the smaller counter, or at a last call to one that it moves to c_max ÷ w
+above the smallest at most, and a difference of counters is that of the c′ within E. So after it the c′ of who was
+served exceeds the other's by at most c_max ÷ w + E; a lift begins no further apart.
 The service that a had beyond b in any such span of time is the sum of two such gaps, one at either end: with w the
 smaller weight, at most R jobs running (slots and room) and e the largest error per weight, at most 2·c_max ÷ w + 2·R·e.
 """
@@ -21,6 +25,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from .backlog import Backlog, Waiting
+from .moments import Moments
 
 
 class Ahead(NamedTuple):
@@ -47,10 +52,14 @@ class FairQueue:
         """A heap of their counters, with some that have changed since."""
         self._last = ""
         """Who last stopped waiting, or came to its limit."""
-        self._jobs: dict[int, None] = {}
-        """In the order in which they came."""
-        self._turns: list[tuple[float, int, str]] = []
-        """When which job of which tenant will be late."""
+        self._jobs: dict[int, str] = {}
+        """Their tenants, in the order in which they came."""
+        self._turns = Moments(self._jobs)
+        """When they will be late."""
+        self._calls = Moments(self._jobs)
+        """Their last calls."""
+        self._called: dict[int, str] = {}
+        """Those whose last call has come, as far as `sort_out` was told the time, and their tenants."""
         self.eligible = 0
         """Jobs whose tenants are below their limits."""
         self.late = 0
@@ -105,11 +114,9 @@ class FairQueue:
                 self._joining.add(tenant)
         backlog.push(item, now)
         self.eligible += tenant not in self._limited
-        self._jobs[item.job] = None
-        heapq.heappush(self._turns, (item.on_time_until, item.job, tenant))
-        if len(self._turns) > 2 * len(self._jobs) + 64:  # most of their jobs have left
-            self._turns = [turn for turn in self._turns if turn[1] in self._jobs]
-            heapq.heapify(self._turns)
+        self._jobs[item.job] = tenant
+        self._turns.add(item.on_time_until, item.job)
+        self._calls.add(item.last_call, item.job)
         self._watch(tenant)
 
     def remove(self, tenant: str, job: int, now: float) -> None:
@@ -120,6 +127,7 @@ class FairQueue:
         self.eligible -= tenant not in self._limited
         self.late += backlog.late - late
         del self._jobs[job]
+        self._called.pop(job, None)
         if not backlog:
             del self._waiting[tenant]
             self._leave(tenant)
@@ -142,22 +150,31 @@ class FairQueue:
                 self._watch(tenant)
 
     def sort_out(self, now: float) -> None:
-        """Time went by, and some jobs are late now: those go behind the others of their tenant."""
-        while self._turns and self._turns[0][0] < now:
-            backlog = self._waiting.get(heapq.heappop(self._turns)[2])
-            if backlog is not None:
-                late = backlog.late
-                backlog.sort_out(now)
-                self.late += backlog.late - late
+        """Time went by: some jobs are late now, and go behind the others of their tenant; some have their last call."""
+        for job in self._turns.past(now):
+            backlog = self._waiting[self._jobs[job]]
+            late = backlog.late
+            backlog.sort_out(now)
+            self.late += backlog.late - late
+        for job in self._calls.past(now):
+            self._called[job] = self._jobs[job]
 
     def first(self, now: float) -> tuple[str, Waiting]:
         """The tenant and job to serve next; some eligible tenant must wait."""
         self.sort_out(now)
-        if self._joining:
-            self._lift()
-        tenant = self._least()
-        assert tenant is not None, "somebody eligible waits"
+        tenant = self._next()
         return tenant, self._waiting[tenant].first(now)
+
+    def called(self, now: float, most: float) -> tuple[str, Waiting] | None:
+        """The first at its last call that may go before its turn, if there is one; `most` is what a turn can cost."""
+        self.sort_out(now)
+        for job, tenant in self._called.items():
+            if self._is_eligible(tenant):
+                item, backlog = self._waiting[tenant][job], self._waiting[tenant]
+                least = self._waiting[self._next()].counter
+                if (backlog.counter - least) * backlog.weight + item.cost <= most:
+                    return tenant, item
+        return None
 
     def charge(self, tenant: str, service: float) -> None:
         """Moves a counter by cost ÷ weight: at a dispatch, and by what the job cost more (or less) when it ends."""
@@ -230,6 +247,14 @@ class FairQueue:
             self._level.add(tenant)
             self._rank(tenant)
         self._joining.clear()
+
+    def _next(self) -> str:
+        """The tenant whose turn it is; some eligible tenant must wait."""
+        if self._joining:
+            self._lift()
+        tenant = self._least()
+        assert tenant is not None, "somebody eligible waits"
+        return tenant
 
     def _least(self) -> str | None:
         while self._order:

@@ -8,9 +8,9 @@ several the one with the largest lag; else the highest that waits is. While a jo
 
 Both bounds follow from the sum L of the lags of n tiers whose shares add up to M < 1:
 
-- A dispatch that begins while all lags are below c_max leaves L < (n + M)·c_max. One that begins otherwise is forced:
-  it serves a lag of at least ĉ, so the whole ĉ is taken from L and at most M·ĉ added: L falls. So L, and with it each
-  lag, stays below (n + M)·c_max.
+- A dispatch that begins while all lags are below c_max, whomever it serves, leaves L < (n + M)·c_max; so jobs at their
+  last call may go before their turn then. One that begins otherwise is forced: it serves a lag of at least ĉ, so the
+  whole ĉ is taken from L and at most M·ĉ added: L falls. So L, and with it each lag, stays below (n + M)·c_max.
 - A tier that waits gets there in c_max/m, plus the dispatch that takes it over. From then on each dispatch until its
   own is forced and takes (1 − M)·ĉ from L, which begins below (n + M)·c_max and ends at no less than c_max, its own
   lag. So others are given at most c_max·(1/m + 1 + (n + M − 1)/(1 − M)) before it is served.
@@ -67,6 +67,10 @@ class Lags:
         owed = [tier for tier in waiting if self._lags[tier] > 0.0]
         owed = [tier for tier in owed if self._lags[tier] >= (self._c_max if pressing else due(tier))]
         return max(owed, key=self._lags.__getitem__) if owed else waiting[0]
+
+    def forces(self, waiting: Sequence[str]) -> bool:
+        """Whether who is next of these can't be left to wait for another one."""
+        return any(self._lags[tier] >= self._c_max for tier in waiting)
 
     def served(self, tier: str, cost: float, waiting: Sequence[str]) -> None:
         """One of those that waited was given this much, at most the largest cost."""

@@ -23,8 +23,9 @@ from .lags import Lags
 
 SLICE_TOKENS = 1024.0
 """Service after which a conversation sinks by a level, in cost."""
-_TO_SPARE = 2.0
-"""A late job is called when this many times its expected time is left to its deadline."""
+_TO_SPARE, _WAITED = 3.0, 0.75
+"""The last call of a job comes when this many times its expected time is left to its deadline, but not before it has
+waited for so much of the time in which it must start: a short deadline alone puts nobody before others."""
 _PRESSING = 0.5
 """A job of the highest tier presses when so much of its TTFT budget is left until it will be late. If each did at once,
 somebody would have to give way for each, at 1.5 times the capacity for 0.9 % of the goodput; 0.3 is about as good."""
@@ -253,10 +254,8 @@ class Scheduler:
 
     def _next(self, waiting: Sequence[str], now: float) -> Decision:
         """Gives a slot to the job that is due, or refuses it when it can't be done in time any more."""
-        pressing = self._presses_at <= now
-        tier = self._lags.next(waiting, lambda name: self._queues[name].first(now)[1].cost, pressing)
+        tier, tenant, item = self._due(waiting, now)
         queue = self._queues[tier]
-        tenant, item = queue.first(now)
         held = self._waiting[item.job]
         if objection := self._hopeless(held, now):
             self._leave_queue(held.job)
@@ -273,6 +272,16 @@ class Scheduler:
         self.reconsider(tenant)
         return Dispatch(item.job)
 
+    def _due(self, waiting: Sequence[str], now: float) -> tuple[str, str, Waiting]:
+        """Tier, tenant and job that are due: at its last call, or whose turn it is."""
+        pressing = self._presses_at <= now
+        if not self._lags.forces(waiting):
+            for tier in waiting[:1] if pressing else waiting:  # where the highest presses it is the first that waits
+                if (called := self._queues[tier].called(now, self._c_max)) is not None:
+                    return tier, *called
+        tier = self._lags.next(waiting, lambda name: self._queues[name].first(now)[1].cost, pressing)
+        return tier, *self._queues[tier].first(now)
+
     def _enter_queue(self, job: Job, now: float) -> None:
         rule = self._rules[job.tier]
         slice_tokens = SLICE_TOKENS * (1.0 if self._rank(job) else _LATENCY_SENSITIVE)
@@ -280,7 +289,8 @@ class Scheduler:
         key = now + rule.ttft_s + sunk_s + self._alpha * job.service_s
         on_time_until = now + rule.ttft_s - job.first_s
         self._waiting[job.number] = _Held(job, now)
-        last_call = job.deadline - max(_TO_SPARE * job.service_s, job.slow_s)
+        latest = job.deadline - job.service_s
+        last_call = max(job.deadline - _TO_SPARE * job.service_s, now + _WAITED * (latest - now))
         item = Waiting(key, job.number, self._cost(job), on_time_until, last_call)
         self._queues[job.tier].push(job.tenant, item, self._weight(job.tenant), now)
         if len(self._deadlines) > 2 * len(self._waiting) + 64:  # most of its jobs have left the queue

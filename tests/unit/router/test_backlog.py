@@ -17,15 +17,11 @@ TIERS = [TierRule("high", 1.0, 0.1), TierRule("low", 1.0, 0.1)]
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(*[st.floats(0, 9)] * 3), min_size=1, max_size=30), st.integers(0, 99))
-def test_late_ones_at_their_last_call_then_on_time_by_key_then_late_by_key(
-    jobs: list[tuple[float, float, float]], seed: int
-) -> None:
+@given(st.lists(st.tuples(*[st.floats(0, 9)] * 2), min_size=1, max_size=30), st.integers(0, 99))
+def test_on_time_by_key_then_late_by_key(jobs: list[tuple[float, float]], seed: int) -> None:
     rng = random.Random(seed)
     backlog = Backlog()
-    waiting = {
-        number: Waiting(key, number, 1.0, until, until + spare) for number, (key, until, spare) in enumerate(jobs)
-    }
+    waiting = {number: Waiting(key, number, 1.0, until) for number, (key, until) in enumerate(jobs)}
     for item in waiting.values():
         backlog.push(item, 0.0)
     now = 0.0
@@ -43,9 +39,7 @@ def test_late_ones_at_their_last_call_then_on_time_by_key_then_late_by_key(
 
 
 def rank(now: float, item: Waiting) -> tuple[float, ...]:
-    if item.on_time_until < now and item.last_call <= now:
-        return 0, item.last_call, item.job
-    return 1 + (item.on_time_until < now), item.key, item.job
+    return item.on_time_until < now, item.key, item.job
 
 
 def test_service_at_the_last_call_lets_nobody_in_to_be_late() -> None:
@@ -68,7 +62,7 @@ def test_jobs_that_left_are_forgotten() -> None:
         backlog.push(Waiting(float(number), number, 1.0, float(number % 7)), 3.0)
         backlog.first(3.0)
         backlog.remove(number, 3.0)
-    assert len(backlog._turns) + len(backlog._late) + len(backlog._calls) + len(backlog._heap) < 400
+    assert len(backlog._turns) + len(backlog._late) + len(backlog._heap) < 400
 
 
 def test_levels_double() -> None:
