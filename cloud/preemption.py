@@ -1,8 +1,9 @@
 """Who gives way, when there are more sequences than slots or KV blocks.
 
 A sequence that waits takes the place of lower tiers, never of its own or a higher one. One that runs and can't grow
-takes the blocks of whoever ranks behind it. The victim is of the lowest tier; among those one that is not in haste
-(`haste.py`); then the one with the least to compute again; then the one that frees the most.
+takes the blocks of whoever ranks behind it. The victim is of the lowest tier; among those one with time enough, else
+the one with the most time left (`haste.py`); then the one with the least to compute again; then the one that frees the
+most.
 
 Nobody gives way more than twice: after that a sequence runs only where all that it may ever need is free, and keeps it.
 But where KV is not short, it gives up its slot once more for each `EARNED` tokens that its answer has come to: that
@@ -41,7 +42,7 @@ def who_makes_room(
     running: Many[Sequence],
     pool: BlockPool,
     slots: int,
-    in_haste: Callable[[Sequence], bool],
+    time_left: Callable[[Sequence], float],
 ) -> list[Sequence] | None:
     """Whose leaving gives `waiting` a slot and `needed` blocks: nobody's, where it has both; None where nobody's does.
 
@@ -49,7 +50,7 @@ def who_makes_room(
     """
     left, free, leaving = len(running), pool.free, list[Sequence]()
     kv_is_short = needed + left > free
-    lower = _by_cost((s for s in running if s.tier > waiting.tier and _gives_way(s, kv_is_short)), pool, in_haste)
+    lower = _by_cost((s for s in running if s.tier > waiting.tier and _gives_way(s, kv_is_short)), pool, time_left)
     while left >= slots or needed + left > free:
         if not lower:
             return None
@@ -61,10 +62,10 @@ def who_makes_room(
 
 
 def who_yields(
-    growing: Sequence, running: Many[Sequence], pool: BlockPool, in_haste: Callable[[Sequence], bool]
+    growing: Sequence, running: Many[Sequence], pool: BlockPool, time_left: Callable[[Sequence], float]
 ) -> Sequence:
     """Whose blocks `growing` takes when none is free; its own tells that it must go itself."""
-    behind = _by_cost((s for s in running if s.rank > growing.rank and not settled(s)), pool, in_haste)
+    behind = _by_cost((s for s in running if s.rank > growing.rank and not settled(s)), pool, time_left)
     return behind[-1] if behind else growing
 
 
@@ -72,6 +73,6 @@ def _gives_way(sequence: Sequence, kv_is_short: bool) -> bool:
     return sequence.preemptions < most_preemptions(sequence.answer_length, kv_is_short=kv_is_short)
 
 
-def _by_cost(sequences: Iterable[Sequence], pool: BlockPool, in_haste: Callable[[Sequence], bool]) -> list[Sequence]:
+def _by_cost(sequences: Iterable[Sequence], pool: BlockPool, time_left: Callable[[Sequence], float]) -> list[Sequence]:
     """The best victim last."""
-    return sorted(sequences, key=lambda s: (s.tier, not in_haste(s), -s.computed, pool.freed_by(s.blocks)))
+    return sorted(sequences, key=lambda s: (s.tier, time_left(s), -s.computed, pool.freed_by(s.blocks)))

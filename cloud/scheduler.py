@@ -20,7 +20,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from .blocks import BlockPool, Lease
-from .haste import in_haste
+from .haste import ENOUGH, time_left
 from .pace import Pace
 from .preemption import settled, who_makes_room, who_yields
 from .request import Job, Sequence, State
@@ -171,7 +171,7 @@ class Scheduler:
             self._regain(sequence)
             tokens = sequence.longest if settled(sequence) else sequence.computed + sequence.pending
             needed = self.pool.missing(len(sequence.blocks), tokens)
-            victims = who_makes_room(sequence, needed, self.running, self.pool, self.slots, self._in_haste)
+            victims = who_makes_room(sequence, needed, self.running, self.pool, self.slots, self._time_left)
             if victims is None:
                 sequence.lease = self.pool.lease(sequence.blocks)
                 return
@@ -228,7 +228,11 @@ class Scheduler:
     def _unpaused(self, ready: list[Sequence]) -> list[Sequence]:
         """Those who run in this step: who ranks below a tier that reads its prompt would only prolong it."""
         reader = next((s for s in ready if s.reading), None)
-        going = [s for s in ready if reader is None or s.tier <= reader.tier or (not s.reading and self._in_haste(s))]
+        going = [
+            s
+            for s in ready
+            if reader is None or s.tier <= reader.tier or (not s.reading and self._time_left(s) < ENOUGH)
+        ]
         if len(going) == len(ready) or self._paused == _PAUSE:
             self._paused = 0
             return ready
@@ -245,13 +249,13 @@ class Scheduler:
     def _make_room(self, sequence: Sequence) -> None:
         """Blocks from those who rank behind, if none is free; from `sequence` itself where nobody does."""
         while not self.pool.grow(sequence.blocks, sequence.computed + sequence.pending):
-            victim = who_yields(sequence, self.running, self.pool, self._in_haste)
+            victim = who_yields(sequence, self.running, self.pool, self._time_left)
             self._preempt(victim, "growth")
             if victim is sequence:
                 return
 
-    def _in_haste(self, sequence: Sequence) -> bool:
-        return in_haste(sequence, self._now, self.pace.plain_s(len(self.running)))
+    def _time_left(self, sequence: Sequence) -> float:
+        return time_left(sequence, self._now, self.pace.plain_s(len(self.running)))
 
     def _preempt(self, victim: Sequence, short: str) -> None:
         """RUNNING → WAITING."""

@@ -282,6 +282,16 @@ def test_who_is_in_haste_is_the_last_of_its_tier_to_give_way_but_keeps_no_higher
     assert sorted(s.id for s in made.running) == [3, 4]
 
 
+def test_of_those_in_haste_who_has_more_time_gives_way() -> None:
+    made = scheduler(slots=2)
+    for number, deadline in ((1, 0.9), (2, 0.6)):
+        made.add(sequence(number, 4, answer=100, tier=LOW, deadline=deadline))
+    run(made, 10)
+    made.add(sequence(3, 8, tier=HIGH))
+    made.plan(0.0)
+    assert sorted(s.id for s in made.running) == [2, 3]
+
+
 def test_a_lower_tier_reads_nothing_in_the_step_that_gives_a_higher_one_its_first_token() -> None:
     made = scheduler(step_tokens=64)
     made.add(low := sequence(1, 200, tier=LOW))

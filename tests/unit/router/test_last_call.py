@@ -66,6 +66,16 @@ def test_it_waits_while_the_highest_tier_presses() -> None:
     assert [next_of(schedule, CALLED_S) for _ in range(2)] == [0, 1]
 
 
+def test_of_four_dispatches_one_is_a_call_even_while_the_highest_tier_presses() -> None:
+    schedule = schedule_of(*(late_job(number, "c", "low") for number in range(2)))
+    for number in range(2, 12):
+        schedule.arrive(relaxed(number, "a", "high"), CALLED_S - 1.5)
+    order = [next_of(schedule, CALLED_S) for _ in range(12)]
+    first, second = order.index(0), order.index(1)
+    assert first == 4
+    assert second == first + 4
+
+
 def test_of_the_highest_tier_it_goes_before_those_that_press() -> None:
     schedule = schedule_of(late_job(0, "a", "high"))
     schedule.arrive(relaxed(1, "a", "high"), CALLED_S - 1.5)
