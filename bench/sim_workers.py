@@ -3,8 +3,8 @@
 Who waits for its prefill is read by tier, then by deadline. A prefill is made in chunks (`cloud/scheduler.py`): a
 higher tier that comes is read first, and then the rest of what was under way. When the batch is full who is read takes
 the place of a lower tier, as `cloud/preemption.py` has it: of the lowest, of those the one with the least to compute
-again, none more often than it may. What a victim computed stays, but for its last block, while the KV pool holds all
-that is here. It holds `slots` whole contexts (`cloud/loading.py`).
+again, none more often than it may; they know no haste (`cloud/haste.py`). What a victim computed stays, but for its
+last block, while the KV pool holds all that is here. It holds `slots` whole contexts (`cloud/loading.py`).
 
 All decoding sequences of a worker are given one token per step, so each has come as far as the worker's count of steps
 since it joined; the count grows at 1 ÷ TPOT(batch) and stands still during a prefill. That makes a run an affair of few

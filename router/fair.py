@@ -58,8 +58,8 @@ class FairQueue:
         """When they will be late."""
         self._calls = Moments(self._jobs)
         """Their last calls."""
-        self._called: dict[int, str] = {}
-        """Those whose last call has come, as far as `sort_out` was told the time, and their tenants."""
+        self._called: dict[int, None] = {}
+        """Those whose last call has come, as far as `sort_out` was told the time."""
         self.eligible = 0
         """Jobs whose tenants are below their limits."""
         self.late = 0
@@ -157,7 +157,7 @@ class FairQueue:
             backlog.sort_out(now)
             self.late += backlog.late - late
         for job in self._calls.past(now):
-            self._called[job] = self._jobs[job]
+            self._called[job] = None
 
     def first(self, now: float) -> tuple[str, Waiting]:
         """The tenant and job to serve next; some eligible tenant must wait."""
@@ -168,7 +168,8 @@ class FairQueue:
     def called(self, now: float, most: float) -> tuple[str, Waiting] | None:
         """The first at its last call that may go before its turn, if there is one; `most` is what a turn can cost."""
         self.sort_out(now)
-        for job, tenant in self._called.items():
+        for job in self._called:
+            tenant = self._jobs[job]
             if self._is_eligible(tenant):
                 item, backlog = self._waiting[tenant][job], self._waiting[tenant]
                 least = self._waiting[self._next()].counter

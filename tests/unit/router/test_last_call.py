@@ -56,10 +56,8 @@ def test_it_goes_before_other_tenants_and_before_higher_tiers() -> None:
 
 def test_it_waits_while_the_highest_tier_presses() -> None:
     schedule = schedule_of(late_job(0, "c", "low"))
-    for number in (1, 2):
-        schedule.arrive(
-            relaxed(number, "a", "high"), CALLED_S - 1.5
-        )  # their budget of two seconds has half a second left
+    for number in (1, 2):  # half a second is left of their budget of two
+        schedule.arrive(relaxed(number, "a", "high"), CALLED_S - 1.5)
     assert [next_of(schedule, CALLED_S) for _ in range(3)] == [1, 2, 0]
     schedule = schedule_of(late_job(0, "c", "low"))
     schedule.arrive(relaxed(1, "a", "high"), CALLED_S - 0.5)
